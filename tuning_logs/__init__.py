@@ -1,0 +1,1 @@
+"""Tuning records that come with the package, one directory a target."""

@@ -1,0 +1,131 @@
+"""Option values from outside the command line: environment, then the configuration file.
+
+A flag wins over the environment, the environment over the file. A key of the file is the long
+option's name (`target = "x86-64-v3"`); a sub-table named after a command holds values for that
+command alone and wins over the top level.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tvm_mobilenet.cli import COMMANDS, load_command
+from tvm_mobilenet.errors import InputError
+from tvm_mobilenet.toml_file import TomlFile, read_toml
+
+ENVIRONMENT_PREFIX = "TVM_MOBILENET_"
+_TABLE = "tvm-mobilenet"
+_COMMON = {"help", "verbose", "config"}
+
+
+def apply_settings(parser: argparse.ArgumentParser, command: str, config: str | None) -> None:
+    """Make the environment's and the configuration's values the parser's defaults.
+
+    Raises InputError for an unknown key or a value that the option does not take.
+    """
+    options = _options(parser)
+    for key, (value, origin) in _configured(command, config, options).items():
+        _set_default(options[key], value, origin)
+    for key, action in options.items():
+        variable = ENVIRONMENT_PREFIX + key.upper().replace("-", "_")
+        if variable in os.environ:
+            _set_default(action, os.environ[variable], InputError(variable))
+
+
+def _options(parser: argparse.ArgumentParser) -> dict[str, argparse.Action]:
+    """The parser's long options by name, those of every command left out."""
+    return {
+        option.removeprefix("--"): action
+        for action in parser._actions
+        for option in action.option_strings
+        if option.startswith("--") and option.removeprefix("--") not in _COMMON
+    }
+
+
+def _configured(
+    command: str, config: str | None, options: Mapping[str, argparse.Action]
+) -> dict[str, tuple[Any, InputError]]:
+    """What the file sets for this command: option name to (value, error naming file and line)."""
+    file, table = _settings_table(config)
+    if file is None:
+        return {}
+    names = {name for name, _ in COMMANDS}
+    shared = {key: value for key, value in table.items() if key not in names}
+    own = table.get(command, {})
+    if not isinstance(own, dict):
+        raise file.error(command, "must be a table of option values")
+    known: set[str] | None = None
+    for key in shared:
+        if key not in options:
+            known = known or _every_option()
+            if key not in known:
+                raise file.error(key, "no command has such an option")
+    for key in own:
+        if key not in options:
+            raise file.error(key, f"'{command}' has no such option")
+    values = {key: value for key, value in shared.items() if key in options} | own
+    return {key: (value, file.error(key, "")) for key, value in values.items()}
+
+
+def _settings_table(config: str | None) -> tuple[TomlFile | None, dict[str, Any]]:
+    """The configuration file and its table: --config FILE, else ./pyproject.toml if it has one."""
+    if config is None and not Path("pyproject.toml").is_file():
+        return None, {}
+    file = read_toml(Path(config or "pyproject.toml"))
+    if config is not None and "tool" not in file.table:
+        return file, file.table
+    tools = file.table.get("tool", {})
+    table = tools.get(_TABLE) if isinstance(tools, dict) else None
+    if table is None and config is not None:
+        raise InputError(f"{file.path}: has no [tool.{_TABLE}] table")
+    if table is not None and not isinstance(table, dict):
+        raise file.error(_TABLE, "must be a table of option values")
+    return (file, table) if table is not None else (None, {})
+
+
+def _every_option() -> set[str]:
+    every: set[str] = set()
+    for name, _ in COMMANDS:
+        parser = argparse.ArgumentParser(add_help=False)
+        load_command(name).add_arguments(parser)
+        every |= _options(parser).keys()
+    return every
+
+
+def _set_default(action: argparse.Action, value: Any, origin: InputError) -> None:
+    where = str(origin).removesuffix(": ")
+    if action.nargs == 0:
+        action.default = _switch(value, where)
+    elif isinstance(value, list):
+        if action.nargs not in ("*", "+") and not isinstance(action, argparse._AppendAction):
+            raise InputError(f"{where}: takes one value, not a list")
+        action.default = [_convert(action, item, where) for item in value]
+    else:
+        action.default = _convert(action, value, where)
+    action.required = False
+
+
+def _switch(value: Any, where: str) -> bool:
+    """A flag without a value, as true or false."""
+    words = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False, "": False}
+    switch = words.get(str(value).lower())
+    if switch is None:
+        raise InputError(f"{where}: {value!r} is neither true nor false")
+    return switch
+
+
+def _convert(action: argparse.Action, value: Any, where: str) -> Any:
+    """The value as the option's own type and choices take it from the command line."""
+    convert: Any = action.type or str
+    try:
+        converted = convert(str(value))
+    except (argparse.ArgumentTypeError, TypeError, ValueError) as error:
+        reason = str(error) if isinstance(error, argparse.ArgumentTypeError) else "invalid value"
+        raise InputError(f"{where}: {value!r}: {reason}") from error
+    if action.choices is not None and converted not in action.choices:
+        raise InputError(f"{where}: {value!r} is not one of {', '.join(map(str, action.choices))}")
+    return converted

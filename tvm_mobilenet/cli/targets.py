@@ -1,0 +1,57 @@
+"""`tvm-mobilenet targets`: the devices it builds for, and this machine's own description."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from tvm_mobilenet import targets
+from tvm_mobilenet.cli.common import add_json, emit_json, print_table
+from tvm_mobilenet.errors import UsageError
+
+HELP = (
+    "List the devices that come with the package, show one, or describe this machine. "
+    "show and detect print the TOML text that --target takes as a file."
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """targets [list | show NAME | detect] [--json]"""
+    parser.add_argument(
+        "action",
+        nargs="?",
+        choices=("list", "show", "detect"),
+        default="list",
+        help="what to print (default: %(default)s)",
+    )
+    parser.add_argument("name", nargs="?", metavar="NAME", help="with show: a name or .toml file")
+    add_json(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print devices on stdout: a table, TOML, or one JSON document."""
+    if (args.action == "show") != (args.name is not None):
+        raise UsageError("'targets show' takes one NAME; 'targets' and 'targets detect' take none")
+    if args.action == "list":
+        _print_all(as_json=args.json)
+        return 0
+    spec = targets.load(args.name) if args.action == "show" else targets.detect()
+    if args.json:
+        emit_json("target", {"target": spec})
+    else:
+        sys.stdout.write(spec.to_toml())
+    return 0
+
+
+def _print_all(*, as_json: bool) -> None:
+    specs = [targets.load(name) for name in targets.names()]
+    if as_json:
+        emit_json("targets", {"targets": specs})
+        return
+    rows = [
+        (s.name, s.mcpu, s.cores, s.vector_bits, s.fma_units, s.l1d_kib, s.l2_kib, s.description)
+        for s in specs
+    ]
+    header = ("NAME", "CPU", "CORES", "VECTOR", "FMA", "L1D KiB", "L2 KiB", "DESCRIPTION")
+    print_table(header, rows)
+    sys.stdout.write("\nnative is this machine: 'tvm-mobilenet targets detect' describes it\n")
