@@ -27,10 +27,10 @@ NATIVE = "native"
 class TargetSpec:
     """One device. Every field but `source` is a key of its TOML file; none may be left out.
 
-    Caches are those one core can use: L1 data and L2 of one core, L3 shared by the device's
-    cores (0 where there is none). `vector_bits` is the widest float vector that code for this
-    target may use, `vector_registers` how many of them the instruction set names, `fma_units`
-    how many multiply-adds of that width one core starts in a cycle.
+    Cache sizes are what one core can use, its own or shared (`l3_kib` 0: there is none).
+    `vector_bits` is the widest float vector that code for this target may use,
+    `vector_registers` how many of them the instruction set names, `fma_units` how many
+    multiply-adds of that width one core starts in a cycle.
     """
 
     name: str
@@ -137,9 +137,9 @@ def _value(file: TomlFile, key: str, annotation: Any) -> Any:
         return value
     if annotation == "int" and isinstance(value, int) and not isinstance(value, bool):
         return value
-    if annotation == "tuple[str, ...]" and isinstance(value, list):
-        if all(isinstance(item, str) for item in value):
-            return tuple(value)
+    strings = isinstance(value, list) and all(isinstance(item, str) for item in value)
+    if annotation == "tuple[str, ...]" and strings:
+        return tuple(value)
     wanted = {"str": "a string", "int": "a whole number"}.get(annotation, "a list of strings")
     raise file.error(key, f"must be {wanted}, not {value!r}")
 

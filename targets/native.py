@@ -14,6 +14,7 @@ from tvm_mobilenet.targets import NATIVE, TargetSpec, load, names
 
 _CPUS = Path("/sys/devices/system/cpu")
 _AVX512 = {"avx512f", "avx512vl", "avx512dq", "avx512bw"}
+_FLOAT32 = _AVX512 | {"avx", "avx2", "fma", "f16c"}
 _VECTOR_FEATURE = re.compile(r"avx|amx|fma$|f16c$|sse4")
 
 
@@ -73,9 +74,9 @@ def choose_core(
     """LLVM's CPU name, the attributes to give with it, and the shipped device of that CPU if any.
 
     LLVM names a CPU by its family and model. A virtual machine may show a model that its features
-    belie, in either direction. With more vector features than the named CPU has, the shipped
-    device with the most of them that this machine has in full is taken instead; what the CPU
-    has and this machine lacks is switched off, vector features it has on top are switched on.
+    belie, in either direction. Where this machine has more vector features than the named CPU,
+    the shipped device that has the most of them and none beyond them is taken instead. What the
+    CPU has and this machine lacks is switched off, float32 features it has on top are switched on.
     """
     present = {name for name, has in host.items() if has}
     vector = _vector_features(present)
@@ -85,13 +86,15 @@ def choose_core(
     }
     mcpu = named
     if not vector <= _llvm_features(named, triple):
-        fitting = [
-            cpu for cpu in shipped if _vector_features(_llvm_features(cpu, triple)) <= vector
-        ]
-        mcpu = max(fitting, key=lambda cpu: len(_llvm_features(cpu, triple) & vector), default=named)
+        fitting = {
+            cpu: len(features)
+            for cpu in (named, *shipped)
+            if (features := _vector_features(_llvm_features(cpu, triple))) <= vector
+        }
+        mcpu = max(fitting, key=lambda cpu: fitting[cpu], default=named)
     features = _llvm_features(mcpu, triple)
     lacking = sorted(name for name, has in host.items() if name in features and not has)
-    extra = sorted(vector - features)
+    extra = sorted((present & _FLOAT32) - features)
     mattr = *(f"-{name}" for name in lacking), *(f"+{name}" for name in extra)
     return mcpu, mattr, shipped.get(mcpu)
 

@@ -19,18 +19,23 @@ class TomlFile:
     text: str
     table: dict[str, Any]
 
-    def error(self, key: str, problem: str) -> InputError:
-        """The error for `key`, with the line that sets it when there is one."""
-        line = self.line_of(key)
+    def error(self, key: str, problem: str, table: str = "") -> InputError:
+        """The error for a key of a table, with the line that sets it when there is one."""
+        line = self.line_of(key, table)
         where = f"{self.path}:{line}" if line else str(self.path)
         return InputError(f"{where}: {key}: {problem}")
 
-    def line_of(self, key: str) -> int | None:
-        """The 1-based line that sets `key` or opens the table of that name; None if no line does."""
-        name = rf"""["']?{re.escape(key)}["']?"""
-        sets_key = re.compile(rf"\s*(?:{name}\s*=|\[(?:[^\]]*\.)?\s*{name}\s*\])")
+    def line_of(self, key: str, table: str = "") -> int | None:
+        """The 1-based line that sets `key` in `[table]`, or opens `[table.key]`; or None."""
+        full = f"{table}.{key}" if table else key
+        current = ""
         for number, line in enumerate(self.text.splitlines(), start=1):
-            if sets_key.match(line):
+            bare = line.replace('"', "").replace("'", "")
+            if header := re.match(r"\s*\[\s*([^\[\]]+?)\s*\]", bare):
+                current = header[1]
+                if current == full:
+                    return number
+            elif current == table and re.match(rf"\s*{re.escape(key)}\s*=", bare):
                 return number
         return None
 

@@ -8,6 +8,7 @@ command alone and wins over the top level.
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,7 +19,6 @@ from tvm_mobilenet.errors import InputError
 from tvm_mobilenet.toml_file import TomlFile, read_toml
 
 ENVIRONMENT_PREFIX = "TVM_MOBILENET_"
-_TABLE = "tvm-mobilenet"
 _COMMON = {"help", "verbose", "config"}
 
 
@@ -50,44 +50,49 @@ def _configured(
     command: str, config: str | None, options: Mapping[str, argparse.Action]
 ) -> dict[str, tuple[Any, InputError]]:
     """What the file sets for this command: option name to (value, error naming file and line)."""
-    file, table = _settings_table(config)
-    if file is None:
+    found = _settings_table(config)
+    if found is None:
         return {}
+    file, path, table = found
     names = {name for name, _ in COMMANDS}
-    shared = {key: value for key, value in table.items() if key not in names}
     own = table.get(command, {})
     if not isinstance(own, dict):
-        raise file.error(command, "must be a table of option values")
-    known: set[str] | None = None
-    for key in shared:
+        raise file.error(command, "must be a table of option values", path)
+    values = {}
+    for key in table.keys() - names:
+        if key in options:
+            values[key] = table[key], file.error(key, "", path)
+        elif key not in _every_option():
+            raise file.error(key, "no command has such an option", path)
+    own_path = f"{path}.{command}" if path else command
+    for key, value in own.items():
         if key not in options:
-            known = known or _every_option()
-            if key not in known:
-                raise file.error(key, "no command has such an option")
-    for key in own:
-        if key not in options:
-            raise file.error(key, f"'{command}' has no such option")
-    values = {key: value for key, value in shared.items() if key in options} | own
-    return {key: (value, file.error(key, "")) for key, value in values.items()}
+            raise file.error(key, f"'{command}' has no such option", own_path)
+        values[key] = value, file.error(key, "", own_path)
+    return values
 
 
-def _settings_table(config: str | None) -> tuple[TomlFile | None, dict[str, Any]]:
-    """The configuration file and its table: --config FILE, else ./pyproject.toml if it has one."""
+def _settings_table(config: str | None) -> tuple[TomlFile, str, dict[str, Any]] | None:
+    """File, table name and table: of --config FILE, else of ./pyproject.toml where it has one.
+
+    A --config FILE without a [tool] table holds the options at its top level.
+    """
     if config is None and not Path("pyproject.toml").is_file():
-        return None, {}
+        return None
     file = read_toml(Path(config or "pyproject.toml"))
     if config is not None and "tool" not in file.table:
-        return file, file.table
-    tools = file.table.get("tool", {})
-    table = tools.get(_TABLE) if isinstance(tools, dict) else None
-    if table is None and config is not None:
-        raise InputError(f"{file.path}: has no [tool.{_TABLE}] table")
-    if table is not None and not isinstance(table, dict):
-        raise file.error(_TABLE, "must be a table of option values")
-    return (file, table) if table is not None else (None, {})
+        return file, "", file.table
+    table = file.table.get("tool", {}).get("tvm-mobilenet")
+    if isinstance(table, dict):
+        return file, "tool.tvm-mobilenet", table
+    if config is not None or table is not None:
+        raise file.error("tvm-mobilenet", "the file has no [tool.tvm-mobilenet] table", "tool")
+    return None
 
 
+@functools.cache
 def _every_option() -> set[str]:
+    """The long options of all commands; imports every command's file."""
     every: set[str] = set()
     for name, _ in COMMANDS:
         parser = argparse.ArgumentParser(add_help=False)
@@ -111,11 +116,12 @@ def _set_default(action: argparse.Action, value: Any, origin: InputError) -> Non
 
 def _switch(value: Any, where: str) -> bool:
     """A flag without a value, as true or false."""
-    words = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False, "": False}
-    switch = words.get(str(value).lower())
-    if switch is None:
-        raise InputError(f"{where}: {value!r} is neither true nor false")
-    return switch
+    word = str(value).lower()
+    if word in ("1", "true", "yes"):
+        return True
+    if word in ("0", "false", "no", ""):
+        return False
+    raise InputError(f"{where}: {value!r} is neither true nor false")
 
 
 def _convert(action: argparse.Action, value: Any, where: str) -> Any:
