@@ -1,0 +1,214 @@
+"""A bundle, loaded and ready to run."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from tvm_mobilenet.errors import InputError, UsageError
+from tvm_mobilenet.runtime import host, library, manifest
+from tvm_mobilenet.runtime.manifest import Tensor
+
+if TYPE_CHECKING:
+    import numpy as np
+
+ALIGNMENT = 64  # bytes; compiled code loads whole vectors from the inputs
+
+
+class Program:
+    """A compiled library with its inputs and outputs: arrays in, arrays out, by name."""
+
+    def __init__(
+        self,
+        path: Path,
+        digest: str,
+        inputs: Sequence[Tensor],
+        outputs: Sequence[Tensor],
+        threads: int | None = None,
+    ) -> None:
+        """Load the library at `path`, whose SHA-256 is `digest`. **Runs the library's code.**
+
+        `threads`: how many the caller's work is spread over; None takes the physical cores.
+        Raises InputError when the library does not load, or `threads` is more than there are CPUs.
+        """
+        self.inputs, self.outputs = tuple(inputs), tuple(outputs)
+        self._exactly = threads is not None
+        self.threads = library.default_threads()
+        if threads is not None:
+            self.threads = library.check_threads(threads)
+        self._module = library.Module(path, digest)
+        self._busy = threading.Lock()
+
+    def run(self, values: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """Outputs by name for inputs by name; every returned array owns its memory.
+
+        Raises InputError when a name, shape or dtype is not the model's.
+        """
+        return self.run_arrays([self.checked(values, tensor) for tensor in self._ordered(values)])
+
+    def run_arrays(self, arrays: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+        """`run` on arrays that `checked` returned, in the order of `inputs`: nothing is checked."""
+        import numpy as np
+
+        with self._busy:  # the virtual machine has one stack
+            library.use_threads(self.threads, exactly=self._exactly)
+            # Copied: the machine's memory may be the input's or be used again.
+            results = [np.array(np.from_dlpack(tensor)) for tensor in self._module(*arrays)]
+        return {out.name: array for out, array in zip(self.outputs, results, strict=True)}
+
+    def checked(self, values: Mapping[str, Any], tensor: Tensor) -> np.ndarray:
+        """The value of that input as a contiguous array aligned to `ALIGNMENT` bytes."""
+        array = as_array(values[tensor.name], f"input '{tensor.name}'")
+        if array.dtype != tensor.dtype:
+            raise InputError(
+                f"input '{tensor.name}' has dtype {array.dtype}, the model takes {tensor.dtype}; "
+                f"convert it with .astype('{tensor.dtype}')"
+            )
+        if array.shape != tensor.shape:
+            raise InputError(
+                f"input '{tensor.name}' has shape {array.shape}, the model takes {tensor.shape}"
+            )
+        return aligned(array)
+
+    def _ordered(self, values: Mapping[str, Any]) -> tuple[Tensor, ...]:
+        wanted = [tensor.name for tensor in self.inputs]
+        for name in (*wanted, *values):
+            if name not in values or name not in wanted:
+                problem = "is not one of" if name in values else "is missing; the model takes"
+                names = ", ".join(tensor.name for tensor in self.inputs)
+                raise InputError(f"input '{name}' {problem} the inputs {names}")
+        return self.inputs
+
+
+class Bundle:
+    """A bundle directory, loaded. `load` makes one; `run` runs it; a `with` block closes it.
+
+    Safe to use from several threads: calls take turns.
+    """
+
+    def __init__(self, path: Path, contents: manifest.Manifest, program: Program) -> None:
+        """Use `load`."""
+        self.path = path
+        self._contents = contents
+        self._program: Program | None = program
+
+    @classmethod
+    def load(cls, path: str | Path, *, threads: int | None = None, verify: bool = True) -> Bundle:
+        """Load a bundle from its directory. **This runs the code in it**: trust its origin first.
+
+        `threads`: how many to run on; None takes what the bundle was built with, else the physical
+        cores that this process may use. `verify` compares every file with its hash.
+
+        Raises InputError: no bundle, a changed file, names that lead out of the directory, code
+        for another CPU, more threads than CPUs. MissingToolError: no TVM runtime.
+        """
+        directory = Path(path)
+        contents = manifest.read(directory)
+        manifest.check_files(directory, contents, hashes=verify)
+        reason = host.why_not_here(contents.architecture, contents.cpu_features)
+        if reason:
+            target = contents.document["target"]["name"]
+            raise InputError(f"{directory}: was built for {target}, but {reason}")
+        program = Program(
+            directory / manifest.LIBRARY,
+            contents.files[manifest.LIBRARY].sha256,
+            contents.inputs,
+            contents.outputs,
+            contents.threads if threads is None else threads,
+        )
+        return cls(directory, contents, program)
+
+    @property
+    def manifest(self) -> Mapping[str, Any]:
+        """The manifest as it was written: see the bundle's manifest.json."""
+        return self._contents.document
+
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        """Name, shape and dtype of each input."""
+        return self._contents.inputs
+
+    @property
+    def outputs(self) -> tuple[Tensor, ...]:
+        """Name, shape and dtype of each output."""
+        return self._contents.outputs
+
+    @property
+    def program(self) -> Program:
+        """The loaded program; UsageError when the bundle was closed."""
+        if self._program is None:
+            raise UsageError(f"{self.path}: the bundle was closed; load it again")
+        return self._program
+
+    @property
+    def threads(self) -> int:
+        """How many threads it runs on."""
+        return self.program.threads
+
+    def run(self, x: Any) -> Any:
+        """Run the model once.
+
+        `x`: a numpy array, or anything that speaks DLPack and lies in the CPU's memory, of the
+        input's shape and dtype; or a mapping of such by input name. An array gives an array where
+        the model has one output; everything else gives a dict by output name. Results own their
+        memory. Raises InputError when a name, shape or dtype is not the model's.
+        """
+        if isinstance(x, Mapping):
+            return self.program.run(x)
+        if len(self.inputs) != 1:
+            names = ", ".join(tensor.name for tensor in self.inputs)
+            raise InputError(f"the model has inputs {names}: pass a mapping of arrays by name")
+        results = self.program.run({self.inputs[0].name: x})
+        return results[self.outputs[0].name] if len(results) == 1 else results
+
+    def close(self) -> None:
+        """Free the model's memory; the bundle cannot run any more."""
+        self._program = None
+
+    def __enter__(self) -> Bundle:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        def listed(tensors: Sequence[Tensor]) -> str:
+            return ", ".join(f"{t.name}: {t.dtype}{list(t.shape)}" for t in tensors)
+
+        return f"Bundle({str(self.path)!r}, {listed(self.inputs)} -> {listed(self.outputs)})"
+
+
+def as_array(value: Any, what: str) -> np.ndarray:
+    """The value as a numpy array without copying; InputError when it is no array in CPU memory."""
+    import numpy as np
+
+    if isinstance(value, np.ndarray):
+        return value
+    if not hasattr(value, "__dlpack__"):
+        raise InputError(f"{what} is a {type(value).__name__}, not a numpy array or DLPack tensor")
+    try:
+        return np.from_dlpack(value)
+    except (BufferError, RuntimeError, TypeError, ValueError) as error:
+        raise InputError(f"{what} cannot be taken as an array in CPU memory: {error}") from error
+
+
+def aligned(array: np.ndarray) -> np.ndarray:
+    """The array, or a copy: contiguous, writable (DLPack asks for it), aligned to `ALIGNMENT`."""
+    import numpy as np
+
+    flags = array.flags
+    if flags.c_contiguous and flags.writeable and array.ctypes.data % ALIGNMENT == 0:
+        return array
+    store = np.empty(array.nbytes + ALIGNMENT, np.uint8)
+    start = -store.ctypes.data % ALIGNMENT
+    copy = store[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+    copy[...] = array
+    return copy

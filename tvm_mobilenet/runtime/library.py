@@ -1,0 +1,189 @@
+"""TVM's runtime library: finding it, loading it, its thread pool, and one compiled module.
+
+Works beside `import tvm` in the same process, whichever comes first.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import os
+import sys
+import threading
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from tvm_mobilenet.errors import InputError, MissingToolError, TvmMobilenetError
+
+_LIBRARY_NAME = {"darwin": "libtvm_runtime.dylib", "win32": "tvm_runtime.dll"}.get(
+    sys.platform, "libtvm_runtime.so"
+)
+_CPU, _FIRST, _POOLED_ALLOCATOR = 1, 0, 2  # vm_initialization: device type, its number, allocator
+_SHARE_ALL_CORES = -3  # affinity mode: no thread is bound to one core, the caller's least of all
+_pool = threading.local()  # TVM keeps one thread pool for each calling thread
+_digest_of_name: dict[str, str] = {}  # name given to the dynamic linker -> what that file held
+_loaded: weakref.WeakValueDictionary[str, _Library] = weakref.WeakValueDictionary()
+_lock = threading.Lock()
+
+
+@cache
+def tvm_ffi() -> ModuleType:
+    """The tvm_ffi package with TVM's runtime library loaded.
+
+    Raises MissingToolError when either is not installed.
+    """
+    try:
+        with _torch_left_alone():
+            import tvm_ffi
+    except ImportError as error:
+        raise MissingToolError(
+            "tvm_ffi is missing; run: pip install 'apache-tvm-ffi>=0.1.14.post0,<0.1.15'"
+        ) from error
+    if "tvm" not in sys.modules:
+        ctypes.CDLL(str(find_runtime_library()), ctypes.RTLD_GLOBAL)
+    return tvm_ffi
+
+
+def find_runtime_library() -> Path:
+    """Where libtvm_runtime is: $TVM_LIBRARY_PATH, else the installed tvm package (not imported)."""
+    directories = []
+    if os.environ.get("TVM_LIBRARY_PATH"):
+        directories.append(Path(os.environ["TVM_LIBRARY_PATH"]))
+    package = importlib.util.find_spec("tvm")
+    if package is not None:
+        directories += [Path(p) / "lib" for p in package.submodule_search_locations or ()]
+    for directory in directories:
+        if (directory / _LIBRARY_NAME).is_file():
+            return directory / _LIBRARY_NAME
+    where = ", ".join(map(str, directories)) or "TVM_LIBRARY_PATH is not set, tvm is not installed"
+    raise MissingToolError(
+        f"{_LIBRARY_NAME} was not found ({where}); run: pip install 'apache-tvm==0.27.*'"
+    )
+
+
+def default_threads() -> int:
+    """$TVM_NUM_THREADS, else the physical cores that this process may use."""
+    usable = _usable_cpus()
+    asked = os.environ.get("TVM_NUM_THREADS", "")
+    if asked.isdecimal() and int(asked):
+        return min(int(asked), len(usable))
+    cores = set()
+    for cpu in usable:
+        siblings = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
+        cores.add(siblings.read_text() if siblings.is_file() else str(cpu))
+    return len(cores)
+
+
+def check_threads(threads: int) -> int:
+    """The number of threads, if this process can have it; else InputError."""
+    usable = len(_usable_cpus())
+    if not 1 <= threads <= usable:
+        raise InputError(f"threads must be from 1 to {usable}, the CPUs usable here, not {threads}")
+    return threads
+
+
+def use_threads(threads: int, *, exactly: bool) -> None:
+    """Make TVM run the calling thread's work on that many threads, the caller being one of them.
+
+    TVM's own default halves the CPUs and binds the calling thread to the first of them, for
+    PyTorch and everything else in the process too; here no thread is bound. With `exactly`, raises
+    TvmMobilenetError when TVM already started a smaller pool in this thread, which cannot grow.
+    """
+    if getattr(_pool, "threads", None) == threads:
+        return
+    ffi = tvm_ffi()
+    cpus = [str(cpu) for cpu in sorted(_usable_cpus())]
+    ffi.get_global_func("runtime.config_threadpool")(_SHARE_ALL_CORES, threads, cpus)
+    got = ffi.get_global_func("runtime.NumThreads")()
+    if exactly and got < threads:
+        raise TvmMobilenetError(
+            f"TVM already started a pool of {got} threads here, too few for {threads}; "
+            f"set TVM_NUM_THREADS={threads} before the first use of TVM"
+        )
+    _pool.threads = threads
+
+
+class Module:
+    """One compiled library in TVM's virtual machine; call it with tensors. Not thread-safe."""
+
+    def __init__(self, path: Path, digest: str) -> None:
+        """Load the library; `digest` is its SHA-256. **Runs the library's code.**
+
+        Raises InputError when it cannot be loaded here.
+        """
+        self._ffi = tvm_ffi()
+        try:
+            self._library = _shared_library(path, digest)
+            machine = self._library.module["vm_load_executable"]()
+            machine["vm_initialization"](_CPU, _FIRST, _POOLED_ALLOCATOR)
+            self._main = machine["main"]
+        except (RuntimeError, ValueError, TypeError, AttributeError) as error:
+            message = str(error).strip().splitlines()
+            raise InputError(
+                f"{path}: TVM's runtime cannot load it: {message[0] if message else error!r}"
+            ) from error
+
+    def __call__(self, *arrays: Any) -> Iterator[Any]:
+        """Run on float arrays aligned to 64 bytes; yields the outputs as DLPack tensors."""
+        result = self._main(*map(self._ffi.from_dlpack, arrays))
+        if isinstance(result, self._ffi.Tensor):
+            yield result
+        else:
+            yield from result
+
+
+def _usable_cpus() -> set[int]:
+    if hasattr(os, "sched_getaffinity"):
+        return os.sched_getaffinity(0)
+    return set(range(os.cpu_count() or 1))
+
+
+class _Library:
+    """A loaded library, shared by all who load it: two would overwrite each other's context."""
+
+    def __init__(self, name: str) -> None:
+        # Not kept alive by tvm_ffi: when its last user goes, the library is unloaded.
+        self.module = tvm_ffi().load_module(name, keep_module_alive=False)
+
+
+def _shared_library(path: Path, digest: str) -> _Library:
+    with _lock:
+        name = _linker_name(path, digest)
+        library = _loaded.get(name)
+        if library is None:
+            library = _loaded[name] = _Library(name)
+        return library
+
+
+def _linker_name(path: Path, digest: str) -> str:
+    """A spelling of the path under which no other content was loaded in this process.
+
+    The dynamic linker takes a known name for a loaded library without looking at the file; after a
+    bundle was built anew in the same place it would hand out the old code.
+    """
+    name, directory = "", str(path.parent.resolve())
+    while not name or _digest_of_name.setdefault(name, digest) != digest:
+        directory += "/." if name else ""
+        name = f"{directory}/{path.name}"
+    return name
+
+
+@contextmanager
+def _torch_left_alone() -> Iterator[None]:
+    """Keep `import tvm_ffi` from importing PyTorch (2.5 s) when nobody has imported it yet.
+
+    tvm_ffi's own need for it is optional: tensors pass through DLPack either way.
+    """
+    if "torch" in sys.modules or "tvm_ffi" in sys.modules:
+        yield
+        return
+    sys.modules["torch"] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules["torch"]

@@ -1,0 +1,169 @@
+"""The bundle's manifest: its form, its seal, and the checks on reading. Standard library only."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from tvm_mobilenet.errors import InputError
+
+NAME = "manifest.json"
+FORMAT = "tvm-mobilenet bundle"
+SCHEMA_VERSION = 1
+LIBRARY = "model.so"
+SAMPLES = "samples.npz"
+
+_BLANK = "0" * 64
+_SEAL = re.compile(r'("manifest_sha256": ")([0-9a-f]{64})("\n\}\n)\Z')
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One input or output: its name, shape and numpy dtype name."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+
+@dataclass(frozen=True)
+class File:
+    """What the manifest says of one file: SHA-256 in hexadecimal, size in bytes."""
+
+    sha256: str
+    size: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A checked manifest: the parts that running needs, and the whole as `document`."""
+
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    threads: int | None
+    architecture: str
+    cpu_features: tuple[str, ...]
+    files: Mapping[str, File]
+    document: Mapping[str, Any]
+
+
+def seal(document: Mapping[str, Any]) -> str:
+    """The manifest's text: JSON whose last key is the SHA-256 of the text with that key blank."""
+    text = json.dumps({**document, "manifest_sha256": _BLANK}, indent=2, allow_nan=False) + "\n"
+    return _SEAL.sub(rf"\g<1>{_digest(text.encode())}\g<3>", text)
+
+
+def read(directory: Path) -> Manifest:
+    """Read and check a bundle's manifest.
+
+    Raises InputError when the directory is no bundle, or its manifest is damaged, of another
+    schema version, or names files outside of the bundle.
+    """
+    path = directory / NAME
+    document = _document(directory)
+    try:
+        return Manifest(
+            inputs=tuple(_tensor(entry) for entry in document["inputs"]),
+            outputs=tuple(_tensor(entry) for entry in document["outputs"]),
+            threads=None if document["threads"] is None else int(document["threads"]),
+            architecture=str(document["target"]["architecture"]),
+            cpu_features=tuple(map(str, document["target"]["cpu_features"])),
+            files={
+                _inside(str(name), path): File(str(entry["sha256"]), int(entry["size"]))
+                for name, entry in document["files"].items()
+            },
+            document=document,
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"{path}: not a valid manifest ({error!r}); build the bundle again") from (
+            error
+        )
+
+
+def is_bundle(directory: Path) -> bool:
+    """Whether the directory has a bundle's manifest, of whatever version and state."""
+    try:
+        document = json.loads((directory / NAME).read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(document, dict) and document.get("format") == FORMAT
+
+
+def check_files(directory: Path, manifest: Manifest, *, hashes: bool = True) -> None:
+    """Compare the bundle's files with its manifest: kind, size and, with `hashes`, content.
+
+    Raises InputError naming the first file that is missing, a link, or not as it was written.
+    """
+    for required in (LIBRARY, SAMPLES):
+        if required not in manifest.files:
+            raise InputError(
+                f"{directory / NAME}: does not list {required}; build the bundle again"
+            )
+    for name, wanted in manifest.files.items():
+        path = directory / name
+        for part in (path, *path.parents[: len(PurePosixPath(name).parts) - 1]):
+            if part.is_symlink():
+                raise InputError(f"{part}: is a link; a bundle holds plain files only")
+        try:
+            status = path.stat()
+        except OSError as error:
+            raise InputError(
+                f"{path}: missing or unreadable ({error.strerror}); build the bundle again"
+            ) from error
+        if not stat.S_ISREG(status.st_mode):
+            raise InputError(f"{path}: not a plain file; build the bundle again")
+        if status.st_size != wanted.size or (hashes and file_digest(path) != wanted.sha256):
+            raise InputError(f"{path}: differs from what was built; build or copy the bundle again")
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _document(directory: Path) -> dict[str, Any]:
+    path = directory / NAME
+    if not directory.is_dir():
+        state = "not a directory" if directory.exists() else "no such bundle"
+        raise InputError(f"{directory}: {state}; 'tvm-mobilenet build -o {directory}' writes one")
+    if not path.is_file() or path.is_symlink():
+        raise InputError(f"{directory}: not a bundle, it has no {NAME}")
+    try:
+        text = path.read_bytes().decode()
+        document = json.loads(text)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read ({error}); build the bundle again") from error
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        raise InputError(f"{path}: not the manifest of a tvm-mobilenet bundle")
+    if document.get("schema_version") != SCHEMA_VERSION:
+        raise InputError(
+            f"{path}: schema version {document.get('schema_version')!r}, this release reads "
+            f"{SCHEMA_VERSION}; build the bundle again"
+        )
+    found = _SEAL.search(text)
+    if found is None or found[2] != _digest(_SEAL.sub(rf"\g<1>{_BLANK}\g<3>", text).encode()):
+        raise InputError(f"{path}: differs from what was built; build or copy the bundle again")
+    return document
+
+
+def _tensor(entry: Mapping[str, Any]) -> Tensor:
+    return Tensor(str(entry["name"]), tuple(int(n) for n in entry["shape"]), str(entry["dtype"]))
+
+
+def _inside(name: str, manifest: Path) -> str:
+    """The file's name, if it stays within the bundle."""
+    parts = name.split("/")
+    if "\\" in name or ":" in parts[0] or any(part in ("", ".", "..") for part in parts):
+        raise InputError(f"{manifest}: file name {name!r} leads out of the bundle")
+    return name
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
