@@ -7,6 +7,7 @@ rule of our own. Rules that ignore attributes that matter are left out on purpos
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 
 # Constants above this many elements are left to Relax's constant folding (64 MiB of float32).
 _FOLD_LIMIT = 1 << 24
+# One metadata key a source node: rewriting merges its matches' metadata, so the keys add up.
+_SOURCE = "tvm_mobilenet.from/"
 
 
 def simplify(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -23,7 +26,8 @@ def simplify(model: onnx.ModelProto) -> onnx.ModelProto:
     Inlines model-local functions, folds constants and shape computations, drops Identity and
     inference Dropout, turns every `x * relu6(x + 3) / 6` and `x * HardSigmoid(x)` into HardSwish,
     merges Min/Max/Relu/Clip chains, zero Pad into Conv and BatchNormalization into Conv or Gemm.
-    The model must have static input shapes and opset 14 or later. The argument is not modified.
+    The model must have static input shapes and opset 14 or later. The argument is not modified;
+    `source_nodes` tells which of its nodes a node of the result stands for.
     """
     import onnx_ir as ir
     from onnx_ir.passes import common
@@ -31,8 +35,10 @@ def simplify(model: onnx.ModelProto) -> onnx.ModelProto:
     from onnxscript.rewriter import RewritePass
 
     graph = ir.from_proto(model)
+    common.InlinePass()(graph)
+    for node in graph.graph:
+        node.metadata_props[_SOURCE + (node.name or node.op_type)] = "yes"
     prepare = ir.passes.Sequential(
-        common.InlinePass(),
         common.RemoveInitializersFromInputsPass(),
         common.AddDefaultAttributesPass(),
         common.LiftConstantsToInitializersPass(lift_all_constants=False, size_limit=0),
@@ -50,7 +56,12 @@ def simplify(model: onnx.ModelProto) -> onnx.ModelProto:
     )
     # Twice: folding exposes patterns (weights behind Transpose), rewriting exposes constants.
     for _ in range(2):
-        fold_constants_ir(graph, input_size_limit=_FOLD_LIMIT, output_size_limit=_FOLD_LIMIT)
+        fold_constants_ir(
+            graph,
+            input_size_limit=_FOLD_LIMIT,
+            output_size_limit=_FOLD_LIMIT,
+            should_fold=_small_enough,
+        )
         rewrite(graph)
     finish = ir.passes.Sequential(
         common.RemoveUnusedFunctionsPass(),
@@ -61,6 +72,23 @@ def simplify(model: onnx.ModelProto) -> onnx.ModelProto:
     )
     finish(graph)
     return ir.to_proto(graph)
+
+
+def source_nodes(node: onnx.NodeProto) -> tuple[str, ...]:
+    """The names of the nodes of the original model that a node of a simplified one stands for."""
+    keys = [p.key for p in node.metadata_props if p.key.startswith(_SOURCE)]
+    return tuple(key.removeprefix(_SOURCE) for key in keys) or (node.name or node.op_type,)
+
+
+def _small_enough(node: onnx_ir.Node) -> bool | None:
+    """Never evaluates what makes something huge of little, as Expand and ConstantOfShape can."""
+    for value in node.outputs:
+        if value.shape is not None and value.shape.is_static():
+            if math.prod(value.shape.numpy()) > _FOLD_LIMIT:
+                return False
+        elif node.op_type in ("ConstantOfShape", "Expand", "Range", "Tile", "Pad", "Resize"):
+            return False
+    return None
 
 
 def _rules() -> list:
