@@ -60,9 +60,8 @@ def detect_native() -> TargetSpec:
 
 def host_features() -> dict[str, bool]:
     """LLVM's names of CPU features, and whether this machine has each."""
-    import tvm_ffi
-
     import tvm  # noqa: F401  # registers the function below
+    import tvm_ffi
 
     features = tvm_ffi.get_global_func("tvm.codegen.llvm.GetHostCPUFeatures")()
     return {str(name): bool(present) for name, present in features.items()}

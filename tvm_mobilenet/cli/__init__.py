@@ -17,7 +17,7 @@ from types import ModuleType
 from typing import Any, NoReturn
 
 from tvm_mobilenet.cli.common import Console
-from tvm_mobilenet.errors import TvmMobilenetError, UsageError
+from tvm_mobilenet.errors import MissingToolError, TvmMobilenetError, UsageError
 
 PROG = "tvm-mobilenet"
 
@@ -45,6 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except TvmMobilenetError as error:
+        if verbose >= 2:
+            traceback.print_exception(error)
         return _fail(" ".join(str(error).split()), error.exit_code)
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
@@ -52,6 +54,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         if _stdout_is_closed():
             return 141  # what a shell reports for SIGPIPE: the reader (head, less) has gone
         return _unexpected(error, verbose)
+    except ModuleNotFoundError as error:
+        package = (error.name or "").split(".")[0]
+        if package in ("", "tvm_mobilenet"):
+            return _unexpected(error, verbose)
+        fix = f"'{PROG} doctor' says how to get it"
+        return _fail(
+            f"the Python package of '{package}' is missing; {fix}", MissingToolError.exit_code
+        )
     except Exception as error:
         return _unexpected(error, verbose)
 

@@ -59,7 +59,7 @@ def _configured(
     if not isinstance(own, dict):
         raise file.error(command, "must be a table of option values", path)
     values = {}
-    for key in table.keys() - names:
+    for key in [key for key in table if key not in names]:
         if key in options:
             values[key] = table[key], file.error(key, "", path)
         elif key not in _every_option():
@@ -82,7 +82,8 @@ def _settings_table(config: str | None) -> tuple[TomlFile, str, dict[str, Any]] 
     file = read_toml(Path(config or "pyproject.toml"))
     if config is not None and "tool" not in file.table:
         return file, "", file.table
-    table = file.table.get("tool", {}).get("tvm-mobilenet")
+    tools = file.table.get("tool")
+    table = tools.get("tvm-mobilenet") if isinstance(tools, dict) else None
     if isinstance(table, dict):
         return file, "tool.tvm-mobilenet", table
     if config is not None or table is not None:
