@@ -49,3 +49,40 @@ unique within the function and derive from the ONNX value (`/a/a.0/Conv_output_0
 """
 
 from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tvm_mobilenet.frontend.export import EXPORTERS, export_onnx
+    from tvm_mobilenet.frontend.load import LoadedModule, load_model, load_module
+    from tvm_mobilenet.frontend.model import ImportedModel, TensorInfo
+    from tvm_mobilenet.frontend.onnx_to_relax import import_onnx
+
+__all__ = [
+    "EXPORTERS",
+    "ImportedModel",
+    "LoadedModule",
+    "TensorInfo",
+    "export_onnx",
+    "import_onnx",
+    "load_model",
+    "load_module",
+]
+
+_HOME = {
+    "EXPORTERS": "export",
+    "export_onnx": "export",
+    "LoadedModule": "load",
+    "load_model": "load",
+    "load_module": "load",
+    "ImportedModel": "model",
+    "TensorInfo": "model",
+    "import_onnx": "onnx_to_relax",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
