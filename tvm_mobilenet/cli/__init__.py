@@ -10,6 +10,7 @@ import argparse
 import importlib
 import importlib.metadata
 import os
+import select
 import sys
 import traceback
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from tvm_mobilenet.cli.common import Console
 from tvm_mobilenet.errors import MissingToolError, TvmMobilenetError, UsageError
 
 PROG = "tvm-mobilenet"
+_STDOUT = 1  # its file descriptor
 
 COMMANDS: tuple[tuple[str, str], ...] = (
     ("export", "PyTorch model to a checked ONNX file"),
@@ -85,12 +87,12 @@ def _unexpected(error: BaseException, verbose: int) -> int:
 
 def _stdout_is_closed() -> bool:
     """Whether the pipe that broke is stdout; if so, silences the flush at interpreter exit."""
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
-    return False
+    poll = select.poll()
+    poll.register(_STDOUT, 0)  # errors are reported without being asked for
+    if not any(events & select.POLLERR for _, events in poll.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), _STDOUT)
+    return True
 
 
 class _Version(argparse.Action):
@@ -115,7 +117,7 @@ class _CommandParser(_Parser):
         super().__init__(**kwargs)
         self._command, self._config = command, config
 
-    def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def, override]
+    def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]
         module = load_command(self._command)
         self.description = module.HELP
         module.add_arguments(self)
