@@ -1,0 +1,94 @@
+"""Rules: who schedules which operator, and where the knobs come from.
+
+A `Rule` is a template plus, for one kind of hardware, the analytic choice of its knobs and the
+space that tuning searches. Rules are tried in order and the first that takes a spec schedules it.
+The knobs come from a tuning record where there is one, else from the analytic choice, which needs
+no measurement.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from .spec import Spec
+
+if TYPE_CHECKING:
+    import numpy as np
+    from tvm import tirx
+
+    from tvm_mobilenet.targets import TargetSpec
+
+Knobs = Any  # a frozen dataclass of the template
+
+
+class Rule(Protocol):
+    """How one kind of operator runs on one kind of hardware."""
+
+    name: str
+    knobs_class: type
+
+    def takes(self, spec: Spec, target: TargetSpec) -> bool:
+        """Whether this rule schedules ``spec`` on ``target``."""
+
+    def analytic(self, spec: Any, target: TargetSpec) -> Knobs:
+        """Knobs from the target's registers, vector width and caches alone."""
+
+    def space(self, spec: Any, target: TargetSpec) -> Iterable[Knobs]:
+        """All knobs worth measuring."""
+
+    def build(self, spec: Any, knobs: Knobs) -> tirx.PrimFunc:
+        """The scheduled function."""
+
+    def pack_weight(self, spec: Any, knobs: Knobs, weight: np.ndarray) -> np.ndarray:
+        """The weight in the order in which the function reads it."""
+
+
+@dataclass(frozen=True)
+class Scheduled:
+    """A scheduled operator. ``source`` is ``tuned``, ``analytic`` or ``fallback``."""
+
+    function: tirx.PrimFunc
+    rule: str
+    source: str
+    knobs: dict[str, Any]
+    pack_weight: Callable[[np.ndarray], np.ndarray] | None = None
+
+
+# (spec, rule name) -> knobs as recorded, or None
+Records = Callable[[Spec, str], dict[str, Any] | None]
+
+
+def rules_for(target: TargetSpec) -> Sequence[Rule]:
+    """The ordered rules for a target's kind of hardware."""
+    if target.mtriple.startswith(("x86_64", "i686")):
+        from . import x86
+
+        return x86.RULES
+    raise NotImplementedError(f"no schedules for {target.mtriple}")
+
+
+def schedule(spec: Spec, target: TargetSpec, records: Records | None = None) -> Scheduled:
+    """Schedule ``spec`` by the first rule that takes it.
+
+    Raises LookupError if none does: the rules of a target must cover every kind of spec.
+    """
+    for rule in rules_for(target):
+        if not rule.takes(spec, target):
+            continue
+        recorded = records(spec, rule.name) if records else None
+        if recorded is not None:
+            knobs, source = rule.knobs_class(**recorded), "tuned"
+        else:
+            knobs, source = rule.analytic(spec, target), "analytic"
+        packs = hasattr(rule, "pack_weight")
+        return Scheduled(
+            function=rule.build(spec, knobs),
+            rule=rule.name,
+            source=source,
+            knobs=dataclasses.asdict(knobs),
+            pack_weight=(lambda w: rule.pack_weight(spec, knobs, w)) if packs else None,
+        )
+    raise LookupError(f"no rule takes {type(spec).__name__} {spec} on {target.name}")

@@ -1,0 +1,119 @@
+"""Small helpers to write kernels with TVM's IR builder: vectors, activations, loop choice.
+
+The IR builder rather than schedule primitives, because the kernels need what no primitive gives:
+edge tiles with other code than inner tiles, ragged vector tails, and prefetch of the next panel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+from tvm import tirx
+from tvm.script.ir_builder import IRBuilder
+from tvm.tirx.script import builder as T
+
+from .spec import Activation
+
+# TVM's IR builder values are dynamically typed.
+Expr: TypeAlias = Any
+Buffer: TypeAlias = Any
+
+SPEC_ATTR = "tvm_mobilenet.spec"
+
+
+def prim_func(
+    buffers: Sequence[tuple[str, tuple[int, ...]]],
+    body: Callable[..., None],
+    attrs: dict[str, Any] | None = None,
+) -> tirx.PrimFunc:
+    """A float32 PrimFunc over ``buffers`` (name, shape); ``body`` is called with them, in order.
+
+    The body stands in one opaque root block: Relax passes expect a block in every function.
+    """
+    with IRBuilder() as ib:
+        with T.prim_func(s_tir=True):
+            T.func_attr({"tirx.noalias": True, **(attrs or {})})
+            args = [T.arg(name, T.buffer(shape, "float32")) for name, shape in buffers]
+            with T.sblock("root"):
+                T.reads()
+                T.writes()
+                body(*args)
+        return ib.get()
+
+
+def vector(base: Expr, width: int) -> Expr:
+    """Index of ``width`` consecutive elements from ``base``."""
+    return base if width == 1 else tirx.Ramp(base, 1, width)
+
+
+def splat(value: Expr, width: int) -> Expr:
+    """``value`` in every one of ``width`` lanes."""
+    return value if width == 1 else tirx.Broadcast(value, width)
+
+
+def constant(value: float, width: int = 1) -> Expr:
+    """A float32 constant in every one of ``width`` lanes."""
+    return splat(tirx.const(value, "float32"), width)
+
+
+def activate(x: Expr, activation: Activation, width: int) -> Expr:
+    """``activation(x)`` on a vector. ``max(bound, x)`` in this order lets NaN pass, as PyTorch."""
+    if activation.name == "none":
+        return x
+    if activation.name == "clip":
+        return _clip(x, activation.lower, activation.upper, width)
+    if activation.name == "hardswish":
+        gate = _clip(x + constant(3.0, width), 0.0, 6.0, width)
+        return x * (gate * constant(1.0 / 6.0, width))
+    if activation.name == "hardsigmoid":
+        line = x * constant(activation.alpha, width) + constant(activation.beta, width)
+        return _clip(line, 0.0, 1.0, width)
+    return constant(1.0, width) / (constant(1.0, width) + T.exp(constant(0.0, width) - x))
+
+
+def _clip(x: Expr, lower: float, upper: float, width: int) -> Expr:
+    if lower != float("-inf"):
+        x = T.max(constant(lower, width), x)
+    if upper != float("inf"):
+        x = T.min(constant(upper, width), x)
+    return x
+
+
+def loop(extent: int, body: Callable[[Expr], None], *, parallel: bool = False) -> None:
+    """``for i in range(extent): body(i)``; a single iteration needs no loop."""
+    if extent == 1:
+        body(0)
+        return
+    with T.parallel(0, extent) if parallel else T.serial(0, extent) as i:
+        body(i)
+
+
+def switch(index: Expr, cases: Sequence[tuple[int, Callable[[], None]]]) -> None:
+    """Run the first case whose exclusive upper bound exceeds ``index``; the last one needs none."""
+    bound, body = cases[0]
+    if len(cases) == 1:
+        body()
+    elif isinstance(index, int):
+        body() if index < bound else switch(index, cases[1:])
+    else:
+        with T.If(index < bound):
+            with T.Then():
+                body()
+            with T.Else():
+                switch(index, cases[1:])
+
+
+def prefetch(buffer: Buffer, index: Expr) -> None:
+    """Ask for the cache line of ``buffer[index]`` to be brought into L2 for reading."""
+    # llvm.prefetch(address, read=0, locality=2, data cache=1); a hint, so any address is safe
+    T.evaluate(
+        T.call_llvm_intrin(
+            "void",
+            "llvm.prefetch",
+            T.address_of(buffer[index]),
+            T.int32(0),
+            T.int32(2),
+            T.int32(1),
+        )
+    )

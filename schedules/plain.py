@@ -1,0 +1,171 @@
+"""Each spec as plain scalar loops: its meaning, with unpacked weights, slow and obviously right.
+
+The compiler's graph passes emit these functions; scheduling replaces them. They stay usable as
+the reference for one operator: swapping a scheduled function back shows whether it is at fault.
+"""
+
+from __future__ import annotations
+
+from tvm import tirx
+from tvm.tirx.script import builder as T
+
+from .emit import SPEC_ATTR, Expr, activate, constant, prim_func
+from .spec import (
+    ConvSpec,
+    DenseSpec,
+    ElementwiseSpec,
+    LayoutSpec,
+    PoolSpec,
+    ScaleSpec,
+    Spec,
+    to_json,
+)
+
+_OPAQUE = 8  # relax's OpPatternKind.kOpaque: FuseOps must leave these functions alone
+Shapes = list[tuple[str, tuple[int, ...]]]
+
+
+def build(spec: Spec) -> tirx.PrimFunc:
+    """The plain function of ``spec``, with the spec's JSON as attribute ``SPEC_ATTR``."""
+    shapes, body = _WRITERS[type(spec)](spec)
+    return prim_func(shapes, body, {SPEC_ATTR: to_json(spec), "op_pattern": _OPAQUE})
+
+
+def blocked_index(channel: Expr, pixel: Expr, channels: int, pixels: int, lanes: int) -> Expr:
+    """Position of (channel, pixel) in the blocked layout with its ragged last block."""
+    block = channel // lanes
+    width = T.min(lanes, channels - block * lanes)
+    return block * (lanes * pixels) + pixel * width + channel % lanes
+
+
+def _conv(spec: ConvSpec):  # type: ignore[no-untyped-def]
+    in_pixels = spec.in_height * spec.in_width
+    out_height, out_width = spec.out_height, spec.out_width
+    out_pixels, per_group = out_height * out_width, spec.in_channels // spec.groups
+    nchw = spec.input_layout == "nchw"
+    flat = (spec.batch, spec.in_channels * in_pixels)
+    out = (spec.batch, spec.out_channels * out_pixels)
+    x_shape = (spec.batch, spec.in_channels, spec.in_height, spec.in_width) if nchw else flat
+    shapes: Shapes = [
+        ("x", x_shape),
+        ("weight", (spec.out_channels, per_group, *spec.kernel)),
+        ("bias", (spec.out_channels,)),
+        *([("residual", out)] if spec.residual else []),
+        ("y", out),
+    ]
+
+    def body(x, weight, bias, *rest):  # type: ignore[no-untyped-def]
+        y = rest[-1]
+        total = T.alloc_buffer((1,), "float32", scope="local")
+        with T.grid(spec.batch, spec.out_channels, out_height, out_width) as (n, o, oh, ow):
+            T.buffer_store(total, bias[o], [0])
+            with T.grid(per_group, *spec.kernel) as (i, kh, kw):
+                ih = oh * spec.stride[0] - spec.padding[0] + kh * spec.dilation[0]
+                iw = ow * spec.stride[1] - spec.padding[1] + kw * spec.dilation[1]
+                inside = tirx.all(ih >= 0, ih < spec.in_height, iw >= 0, iw < spec.in_width)
+                with T.If(inside), T.Then():
+                    c = o // (spec.out_channels // spec.groups) * per_group + i
+                    pixel = ih * spec.in_width + iw
+                    at = blocked_index(c, pixel, spec.in_channels, in_pixels, spec.lanes)
+                    value = x[n, c, ih, iw] if nchw else x[n, at]
+                    T.buffer_store(total, total[0] + value * weight[o, i, kh, kw], [0])
+            pixel = oh * out_width + ow
+            where = (n, blocked_index(o, pixel, spec.out_channels, out_pixels, spec.lanes))
+            value = total[0] + rest[0][where] if spec.residual else total[0]
+            T.buffer_store(y, activate(value, spec.activation, 1), list(where))
+
+    return shapes, body
+
+
+def _dense(spec: DenseSpec):  # type: ignore[no-untyped-def]
+    shapes: Shapes = [
+        ("x", (spec.batch, spec.in_features)),
+        ("weight", (spec.out_features, spec.in_features)),
+        ("bias", (spec.out_features,)),
+        ("y", (spec.batch, spec.out_features)),
+    ]
+
+    def body(x, weight, bias, y):  # type: ignore[no-untyped-def]
+        total = T.alloc_buffer((1,), "float32", scope="local")
+        with T.grid(spec.batch, spec.out_features) as (n, o):
+            T.buffer_store(total, bias[o], [0])
+            with T.serial(0, spec.in_features) as i:
+                T.buffer_store(total, total[0] + x[n, i] * weight[o, i], [0])
+            T.buffer_store(y, activate(total[0], spec.activation, 1), [n, o])
+
+    return shapes, body
+
+
+def _pool(spec: PoolSpec):  # type: ignore[no-untyped-def]
+    pixels = spec.height * spec.width
+    shapes: Shapes = [
+        ("x", (spec.batch, spec.channels * pixels)),
+        ("y", (spec.batch, spec.channels)),
+    ]
+
+    def body(x, y):  # type: ignore[no-untyped-def]
+        total = T.alloc_buffer((1,), "float32", scope="local")
+        with T.grid(spec.batch, spec.channels) as (n, c):
+            T.buffer_store(total, constant(0.0), [0])
+            with T.serial(0, pixels) as p:
+                at = blocked_index(c, p, spec.channels, pixels, spec.lanes)
+                T.buffer_store(total, total[0] + x[n, at], [0])
+            T.buffer_store(y, total[0] / constant(float(pixels)), [n, c])
+
+    return shapes, body
+
+
+def _scale(spec: ScaleSpec):  # type: ignore[no-untyped-def]
+    pixels = spec.height * spec.width
+    flat = (spec.batch, spec.channels * pixels)
+    shapes: Shapes = [("x", flat), ("factor", (spec.batch, spec.channels)), ("y", flat)]
+
+    def body(x, factor, y):  # type: ignore[no-untyped-def]
+        with T.grid(spec.batch, spec.channels, pixels) as (n, c, p):
+            at = blocked_index(c, p, spec.channels, pixels, spec.lanes)
+            T.buffer_store(y, activate(x[n, at] * factor[n, c], spec.activation, 1), [n, at])
+
+    return shapes, body
+
+
+def _elementwise(spec: ElementwiseSpec):  # type: ignore[no-untyped-def]
+    names = ["a", "b"][: spec.operands]
+
+    def body(*buffers):  # type: ignore[no-untyped-def]
+        flats = [T.decl_buffer((spec.size,), "float32", data=b.data) for b in buffers]
+        with T.serial(0, spec.size) as i:
+            value = flats[0][i]
+            if spec.op == "add":
+                value = value + flats[1][i]
+            elif spec.op == "multiply":
+                value = value * flats[1][i]
+            T.buffer_store(flats[-1], activate(value, spec.activation, 1), [i])
+
+    return [(name, spec.shape) for name in [*names, "y"]], body
+
+
+def _layout(spec: LayoutSpec):  # type: ignore[no-untyped-def]
+    pixels = spec.height * spec.width
+    nchw = (spec.batch, spec.channels, spec.height, spec.width)
+    flat = (spec.batch, spec.channels * pixels)
+    pack = spec.direction == "pack"
+
+    def body(x, y):  # type: ignore[no-untyped-def]
+        with T.grid(*nchw) as (n, c, h, w):
+            at = blocked_index(c, h * spec.width + w, spec.channels, pixels, spec.lanes)
+            if pack:
+                T.buffer_store(y, x[n, c, h, w], [n, at])
+            else:
+                T.buffer_store(y, x[n, at], [n, c, h, w])
+
+    return [("x", nchw if pack else flat), ("y", flat if pack else nchw)], body
+
+
+_WRITERS = {
+    ConvSpec: _conv,
+    DenseSpec: _dense,
+    PoolSpec: _pool,
+    ScaleSpec: _scale,
+    ElementwiseSpec: _elementwise,
+    LayoutSpec: _layout,
+}

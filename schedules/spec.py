@@ -1,0 +1,293 @@
+"""Operator specifications: what is computed, independent of how.
+
+A spec is frozen and has a stable JSON form, so that it can key tuning records and travel as a
+function attribute through the compiler.
+
+Blocked layout
+--------------
+Activations between convolutions are flat arrays of shape ``(batch, C*H*W)``: blocks of ``lanes``
+channels (the target's vector width), each block stored as ``[H*W][lanes]``. The last block is
+*ragged*: it is only as wide as the channels that are left, so nothing is padded and the array has
+exactly ``C*H*W`` elements. For ``H*W == 1`` the blocked layout is the plain channel order.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeAlias
+
+FLOAT_BYTES = 4
+
+
+@dataclass(frozen=True)
+class Activation:
+    """Element-wise function at the end of an operator.
+
+    ``name`` is one of ``none``, ``clip`` (``lower``, ``upper``; ReLU is ``clip(0, inf)``),
+    ``hardswish``, ``hardsigmoid`` (``clip(alpha*x + beta, 0, 1)``), ``sigmoid``.
+    """
+
+    name: str = "none"
+    lower: float = 0.0
+    upper: float = float("inf")
+    alpha: float = 1.0 / 6.0
+    beta: float = 0.5
+
+    NAMES: ClassVar[tuple[str, ...]] = ("none", "clip", "hardswish", "hardsigmoid", "sigmoid")
+
+    def __post_init__(self) -> None:
+        if self.name not in self.NAMES:
+            raise ValueError(f"unknown activation {self.name!r}; known: {', '.join(self.NAMES)}")
+
+    def __str__(self) -> str:
+        if self.name == "clip":
+            if (self.lower, self.upper) == (0.0, float("inf")):
+                return "relu"
+            if (self.lower, self.upper) == (0.0, 6.0):
+                return "relu6"
+            return f"clip[{self.lower:g},{self.upper:g}]"
+        return self.name
+
+
+NONE = Activation()
+RELU = Activation("clip")
+RELU6 = Activation("clip", upper=6.0)
+
+
+def channel_blocks(channels: int, lanes: int) -> list[int]:
+    """Widths of the blocks of the blocked layout, e.g. 24 channels of 16 lanes: ``[16, 8]``."""
+    full, tail = divmod(channels, lanes)
+    return [lanes] * full + ([tail] if tail else [])
+
+
+@dataclass(frozen=True)
+class ConvSpec:
+    """2-D convolution + bias (+ residual) + activation, float32.
+
+    Buffers, in call order: input ``(N, C, H, W)`` or blocked ``(N, C*H*W)`` as ``input_layout``
+    says; weight ``(O, C/groups, KH, KW)``; bias ``(O,)``; residual ``(N, O*OH*OW)`` blocked, only
+    if ``residual``; output ``(N, O*OH*OW)`` blocked. The activation is applied last.
+    """
+
+    batch: int
+    in_channels: int
+    in_height: int
+    in_width: int
+    out_channels: int
+    kernel: tuple[int, int] = (1, 1)
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int, int, int] = (0, 0, 0, 0)  # top, left, bottom, right
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+    lanes: int = 16
+    input_layout: str = "blocked"  # or "nchw"
+    activation: Activation = NONE
+    residual: bool = False
+
+    @property
+    def out_height(self) -> int:
+        return self._out(self.in_height, 0)
+
+    @property
+    def out_width(self) -> int:
+        return self._out(self.in_width, 1)
+
+    def _out(self, size: int, axis: int) -> int:
+        span = self.dilation[axis] * (self.kernel[axis] - 1) + 1
+        padded = size + self.padding[axis] + self.padding[axis + 2]
+        return (padded - span) // self.stride[axis] + 1
+
+    @property
+    def kind(self) -> str:
+        """``depthwise``, ``pointwise``, ``stem`` (reads the network's NCHW input) or ``conv``."""
+        if self.groups > 1:
+            return "depthwise"
+        if self.input_layout == "nchw":
+            return "stem"
+        if self.kernel == self.stride == (1, 1) and not any(self.padding):
+            return "pointwise"
+        return "conv"
+
+    @property
+    def mult_adds(self) -> int:
+        per_output = self.in_channels // self.groups * self.kernel[0] * self.kernel[1]
+        return self.batch * self.out_channels * self.out_height * self.out_width * per_output
+
+    @property
+    def min_bytes(self) -> int:
+        """Bytes moved if every tensor were read or written exactly once."""
+        inputs = self.batch * self.in_channels * self.in_height * self.in_width
+        outputs = self.batch * self.out_channels * self.out_height * self.out_width
+        weights = self.out_channels * (
+            self.in_channels // self.groups * self.kernel[0] * self.kernel[1] + 1
+        )
+        return FLOAT_BYTES * (inputs + weights + outputs * (2 if self.residual else 1))
+
+    def __str__(self) -> str:
+        text = (
+            f"{self.batch}x{self.in_channels}x{self.in_height}x{self.in_width}"
+            f"->{self.out_channels} {self.kernel[0]}x{self.kernel[1]}/{self.stride[0]}"
+        )
+        if self.residual:
+            text += " +res"
+        return text if self.activation == NONE else f"{text} {self.activation}"
+
+
+@dataclass(frozen=True)
+class DenseSpec:
+    """Fully connected layer + activation: ``(N, I) x (O, I)^T + (O,) -> (N, O)``, float32."""
+
+    batch: int
+    in_features: int
+    out_features: int
+    lanes: int = 16
+    activation: Activation = NONE
+
+    kind: ClassVar[str] = "dense"
+
+    @property
+    def mult_adds(self) -> int:
+        return self.batch * self.in_features * self.out_features
+
+    @property
+    def min_bytes(self) -> int:
+        weights = self.out_features * (self.in_features + 1)
+        return FLOAT_BYTES * (weights + self.batch * (self.in_features + self.out_features))
+
+    def __str__(self) -> str:
+        text = f"{self.batch}x{self.in_features}->{self.out_features}"
+        return text if self.activation == NONE else f"{text} {self.activation}"
+
+
+@dataclass(frozen=True)
+class PoolSpec:
+    """Global average pooling: blocked ``(N, C*H*W)`` -> ``(N, C)``, float32."""
+
+    batch: int
+    channels: int
+    height: int
+    width: int
+    lanes: int = 16
+
+    kind: ClassVar[str] = "pool"
+    mult_adds: ClassVar[int] = 0
+
+    @property
+    def min_bytes(self) -> int:
+        return FLOAT_BYTES * self.batch * self.channels * (self.height * self.width + 1)
+
+    def __str__(self) -> str:
+        return f"{self.batch}x{self.channels}x{self.height}x{self.width}"
+
+
+@dataclass(frozen=True)
+class ScaleSpec:
+    """Multiply each channel by its own factor (the end of squeeze-excite), float32.
+
+    Buffers: blocked ``(N, C*H*W)``, factors ``(N, C)``, output blocked ``(N, C*H*W)``.
+    """
+
+    batch: int
+    channels: int
+    height: int
+    width: int
+    lanes: int = 16
+    activation: Activation = NONE
+
+    kind: ClassVar[str] = "squeeze-excite"
+    mult_adds: ClassVar[int] = 0
+
+    @property
+    def min_bytes(self) -> int:
+        return FLOAT_BYTES * self.batch * self.channels * (2 * self.height * self.width + 1)
+
+    def __str__(self) -> str:
+        return f"{self.batch}x{self.channels}x{self.height}x{self.width}"
+
+
+@dataclass(frozen=True)
+class ElementwiseSpec:
+    """``activation(x)`` or ``activation(x op y)`` on equal shapes, whatever their layout.
+
+    Buffers: ``operands`` inputs and one output, each of ``shape``.
+    """
+
+    shape: tuple[int, ...]
+    op: str = "identity"  # or "add", "multiply"
+    lanes: int = 16
+    activation: Activation = NONE
+
+    kind: ClassVar[str] = "elementwise"
+    mult_adds: ClassVar[int] = 0
+
+    @property
+    def operands(self) -> int:
+        return 1 if self.op == "identity" else 2
+
+    @property
+    def size(self) -> int:
+        size = 1
+        for extent in self.shape:
+            size *= extent
+        return size
+
+    @property
+    def min_bytes(self) -> int:
+        return FLOAT_BYTES * self.size * (self.operands + 1)
+
+    def __str__(self) -> str:
+        return f"{'x'.join(map(str, self.shape))} {self.op} {self.activation}"
+
+
+@dataclass(frozen=True)
+class LayoutSpec:
+    """Change of layout: ``pack`` NCHW ``(N, C, H, W)`` -> blocked, or ``unpack`` back."""
+
+    batch: int
+    channels: int
+    height: int
+    width: int
+    direction: str = "pack"  # or "unpack"
+    lanes: int = 16
+
+    kind: ClassVar[str] = "layout"
+    mult_adds: ClassVar[int] = 0
+
+    @property
+    def min_bytes(self) -> int:
+        return 2 * FLOAT_BYTES * self.batch * self.channels * self.height * self.width
+
+    def __str__(self) -> str:
+        return f"{self.direction} {self.batch}x{self.channels}x{self.height}x{self.width}"
+
+
+Spec: TypeAlias = ConvSpec | DenseSpec | PoolSpec | ScaleSpec | ElementwiseSpec | LayoutSpec
+_CLASSES: Mapping[str, type] = {
+    cls.__name__: cls
+    for cls in (ConvSpec, DenseSpec, PoolSpec, ScaleSpec, ElementwiseSpec, LayoutSpec)
+}
+
+
+def to_json(spec: Spec) -> str:
+    """Stable text form: equal specs give equal text. Infinity is written as in Python's json."""
+    return json.dumps({"spec": type(spec).__name__, **dataclasses.asdict(spec)}, sort_keys=True)
+
+
+def from_json(text: str) -> Spec:
+    """Inverse of :func:`to_json`; raises ``ValueError`` on anything else."""
+    data: dict[str, Any] = json.loads(text)
+    cls = _CLASSES.get(data.pop("spec", ""))
+    if cls is None:
+        raise ValueError(f"not an operator specification: {text[:80]}")
+    if "activation" in data:
+        data["activation"] = Activation(**data["activation"])
+    for key, value in data.items():
+        if isinstance(value, list):
+            data[key] = tuple(value)
+    try:
+        return cls(**data)
+    except TypeError as error:
+        raise ValueError(f"not a {cls.__name__}: {error}") from None

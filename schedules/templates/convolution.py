@@ -1,0 +1,400 @@
+"""Direct convolution on blocked activations: pointwise, stem, general convolution and dense.
+
+Idea
+----
+A register tile of ``pixels`` output pixels x ``vectors`` vectors of output channels is computed
+over all input channels and taps without touching memory for the sums. Per input value: one
+broadcast load, reused by ``vectors`` FMAs; per weight vector: one load, reused by ``pixels`` FMAs.
+Register budget: ``pixels * vectors`` sums + ``vectors`` weights + 1 broadcast.
+
+Weights are packed at compile time into panels, one per group of ``vectors`` channel vectors, in
+exactly the order of reading: ``[input block][kernel row][kernel column][lane][group width]``.
+
+A pointwise convolution is a single row of ``H*W`` pixels cut into pseudo-rows of ``row_tiles``
+tiles, so that one loop nest serves all kinds; a dense layer is one whose pixels are the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from tvm import tirx
+from tvm.tirx.script import builder as T
+
+from ..emit import Expr, activate, loop, prefetch, prim_func, splat, switch, vector
+from ..spec import FLOAT_BYTES, ConvSpec, DenseSpec, channel_blocks
+from .tiling import ColumnRun, RowGroup, column_runs, row_groups
+
+
+@dataclass(frozen=True)
+class ConvKnobs:
+    """Knobs of the template.
+
+    pixels: output pixels of the register tile.
+    vectors: vectors of output channels of the register tile.
+    unroll: input channels per iteration of the innermost loop.
+    row_tiles: tiles per pseudo-row of a pointwise convolution (0: all in one row).
+    order: outer loop, ``channels`` (a weight panel stays in cache while the pixels pass) or
+        ``pixels`` (a row of pixels stays in cache while the panels pass).
+    parallel: spread rows x groups over the threads; serial pays for small operators.
+    prefetch: while one weight panel is used, bring the next into L2.
+    """
+
+    pixels: int
+    vectors: int
+    unroll: int = 1
+    row_tiles: int = 0
+    order: str = "channels"
+    parallel: bool = False
+    prefetch: bool = False
+
+
+@dataclass(frozen=True)
+class _Problem:
+    """A ConvSpec or DenseSpec reduced to what the loop nest needs (element strides, no layouts)."""
+
+    batch: int
+    in_blocks: tuple[int, ...]  # widths
+    out_blocks: tuple[int, ...]
+    in_pixels: int  # per image
+    out_pixels: int
+    in_row: int  # pixels from one input row to the next
+    out_row: int
+    rows: tuple[RowGroup, ...]
+    columns: tuple[tuple[ColumnRun, ...], ...]  # per row group
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+    plain: bool = False  # dense: pixels are images, elements are in [pixel][channel] order
+
+    @property
+    def in_channels(self) -> int:
+        return sum(self.in_blocks)
+
+    @property
+    def out_channels(self) -> int:
+        return sum(self.out_blocks)
+
+    @property
+    def taps(self) -> int:
+        return self.kernel[0] * self.kernel[1]
+
+
+def _flat(pixels: int, tile: int, row_tiles: int) -> tuple[int, list[RowGroup], list[list]]:
+    """Cut ``pixels`` into pseudo-rows of ``row_tiles`` tiles: row length, groups, columns."""
+    plain = {"kernel": 1, "stride": 1, "padding": 0, "dilation": 1}
+    row = min(pixels, row_tiles * tile) if row_tiles else pixels
+    full, rest = divmod(pixels, row)
+    groups, columns = [RowGroup(0, full, (0,))], [column_runs(row, tile, size=row, **plain)]
+    if rest:
+        groups.append(RowGroup(full, full + 1, (0,)))
+        columns.append(column_runs(rest, tile, size=rest, **plain))
+    return row, groups, columns
+
+
+def _problem(spec: ConvSpec | DenseSpec, knobs: ConvKnobs) -> _Problem:
+    if isinstance(spec, DenseSpec):
+        row, groups, columns = _flat(spec.batch, knobs.pixels, knobs.row_tiles)
+        return _Problem(
+            batch=1,
+            in_blocks=tuple(channel_blocks(spec.in_features, spec.lanes)),
+            out_blocks=tuple(channel_blocks(spec.out_features, spec.lanes)),
+            in_pixels=spec.batch,
+            out_pixels=spec.batch,
+            in_row=row,
+            out_row=row,
+            rows=tuple(groups),
+            columns=tuple(map(tuple, columns)),
+            kernel=(1, 1),
+            stride=(1, 1),
+            padding=(0, 0),
+            dilation=(1, 1),
+            plain=True,
+        )
+    in_lanes = spec.lanes if spec.input_layout == "blocked" else 1  # NCHW: blocks of one channel
+    in_row, out_row = spec.in_width, spec.out_width
+    if spec.kind == "pointwise":
+        in_row, groups, columns = _flat(
+            spec.in_height * spec.in_width, knobs.pixels, knobs.row_tiles
+        )
+        out_row = in_row
+    else:
+        axes = [
+            {
+                "size": size,
+                "kernel": spec.kernel[axis],
+                "stride": spec.stride[axis],
+                "padding": spec.padding[axis],
+                "dilation": spec.dilation[axis],
+            }
+            for axis, size in enumerate((spec.in_height, spec.in_width))
+        ]
+        groups = row_groups(spec.out_height, **axes[0])
+        columns = [column_runs(spec.out_width, knobs.pixels, **axes[1])] * len(groups)
+    return _Problem(
+        batch=spec.batch,
+        in_blocks=tuple(channel_blocks(spec.in_channels, in_lanes)),
+        out_blocks=tuple(channel_blocks(spec.out_channels, spec.lanes)),
+        in_pixels=spec.in_height * spec.in_width,
+        out_pixels=spec.out_height * spec.out_width,
+        in_row=in_row,
+        out_row=out_row,
+        rows=tuple(groups),
+        columns=tuple(map(tuple, columns)),
+        kernel=spec.kernel,
+        stride=spec.stride,
+        padding=spec.padding[:2],
+        dilation=spec.dilation,
+    )
+
+
+def pack_weight(spec: ConvSpec | DenseSpec, knobs: ConvKnobs, weight: np.ndarray) -> np.ndarray:
+    """Weight ``(O, I, KH, KW)`` or ``(O, I)`` -> 1-D array of panels, see the module's text."""
+    problem = _problem(spec, knobs)
+    taps = weight.reshape(problem.out_channels, problem.in_channels, problem.taps)
+    panels = []
+    group = knobs.vectors * problem.out_blocks[0]
+    for start in range(0, problem.out_channels, group):
+        panel = taps[start : start + group]
+        channel = 0
+        for width in problem.in_blocks:
+            block = panel[:, channel : channel + width]  # (group, width, taps)
+            panels.append(np.ascontiguousarray(block.transpose(2, 1, 0)).reshape(-1))
+            channel += width
+    return np.concatenate(panels)
+
+
+def build(spec: ConvSpec | DenseSpec, knobs: ConvKnobs) -> tirx.PrimFunc:
+    """The PrimFunc ``(input, packed weight, bias[, residual], output)``."""
+    problem = _problem(spec, knobs)
+    residual = isinstance(spec, ConvSpec) and spec.residual
+    weight_size = problem.out_channels * problem.in_channels * problem.taps
+    out_shape: tuple[int, ...] = (problem.batch, problem.out_channels * problem.out_pixels)
+    in_shape: tuple[int, ...] = (problem.batch, problem.in_channels * problem.in_pixels)
+    flat_in = in_shape
+    if isinstance(spec, DenseSpec):
+        in_shape = (spec.batch, spec.in_features)
+        out_shape = (spec.batch, spec.out_features)
+        flat_in = (1, spec.batch * spec.in_features)
+    elif spec.input_layout == "nchw":
+        in_shape = (spec.batch, spec.in_channels, spec.in_height, spec.in_width)
+    buffers = [
+        ("x", in_shape),
+        ("weight", (weight_size,)),
+        ("bias", (problem.out_channels,)),
+        *([("residual", out_shape)] if residual else []),
+        ("y", out_shape),
+    ]
+
+    def body(x, weight, bias, *rest):  # type: ignore[no-untyped-def]
+        y = rest[-1]
+        if in_shape != flat_in:
+            x = T.decl_buffer(flat_in, "float32", data=x.data)
+        if isinstance(spec, DenseSpec):
+            y = T.decl_buffer((1, spec.batch * spec.out_features), "float32", data=y.data)
+        _Nest(
+            problem, spec, knobs, x, weight, bias, rest[0] if residual else None, y
+        ).emit()
+
+    return prim_func(buffers, body)
+
+
+@dataclass(frozen=True)
+class _Nest:
+    """Emits the loop nest of one convolution; the methods go from the outer loop to the inner."""
+
+    problem: _Problem
+    spec: ConvSpec | DenseSpec
+    knobs: ConvKnobs
+    x: Expr
+    weight: Expr
+    bias: Expr
+    residual: Expr | None
+    y: Expr
+
+    def emit(self) -> None:
+        problem, knobs = self.problem, self.knobs
+        blocks = list(problem.out_blocks)
+        groups = [blocks[i : i + knobs.vectors] for i in range(0, len(blocks), knobs.vectors)]
+        n_rows = problem.rows[-1].stop
+
+        def group_of(image: Expr, row: Expr, group: Expr) -> None:
+            # only the last group can be narrower: two bodies at most
+            full = len(groups) if groups[-1] == groups[0] else len(groups) - 1
+            cases = [(full, lambda: self.row(image, row, group, groups[0]))] if full else []
+            if full < len(groups):
+                cases.append((len(groups), lambda: self.row(image, row, group, groups[-1])))
+            switch(group, cases)
+
+        channels_outer = knobs.order == "channels"
+        outer, inner = (len(groups), n_rows) if channels_outer else (n_rows, len(groups))
+
+        def item(image: Expr, i: Expr, j: Expr) -> None:
+            group_of(image, *((j, i) if channels_outer else (i, j)))
+
+        if knobs.parallel:
+            loop(
+                problem.batch * outer * inner,
+                lambda k: item(k // (outer * inner), k // inner % outer, k % inner),
+                parallel=True,
+            )
+        else:
+            loop(problem.batch, lambda n: loop(outer, lambda i: loop(inner, lambda j: item(n, i, j))))
+
+    def row(self, image: Expr, row: Expr, group: Expr, widths: list[int]) -> None:
+        """All tiles of one output row for one group of output channels."""
+        cases: list[tuple[int, Callable[[], None]]] = []
+        for rows, runs in zip(self.problem.rows, self.problem.columns, strict=True):
+
+            def tiles(rows: RowGroup = rows, runs: tuple[ColumnRun, ...] = runs) -> None:
+                for run in runs:
+                    loop(
+                        run.count,
+                        lambda t, run=run: self.tile(
+                            image, row, run.start + t * run.pixels, rows, run, group, widths
+                        ),
+                    )
+
+            cases.append((rows.stop, tiles))
+        switch(row, cases)
+
+    def tile(
+        self,
+        image: Expr,
+        row: Expr,
+        column: Expr,
+        rows: RowGroup,
+        run: ColumnRun,
+        group: Expr,
+        widths: list[int],
+    ) -> None:
+        """One register tile: sums start from the bias, end through residual and activation."""
+        problem, knobs = self.problem, self.knobs
+        lanes, tile_width = problem.out_blocks[0], sum(widths)
+        starts = [lanes * v for v in range(len(widths))]  # of each vector in the group
+        sums = T.alloc_buffer((run.pixels * tile_width,), "float32", scope="local")
+        group_channel = group * (knobs.vectors * lanes)
+
+        def each(body: Callable[[int, int, Expr], None]) -> None:
+            for p in range(run.pixels):
+                for v, width in enumerate(widths):
+                    body(p, v, vector(p * tile_width + starts[v], width))
+
+        def start_from_bias(p: int, v: int, index: Expr) -> None:
+            T.buffer_store(sums, self.bias[vector(group_channel + starts[v], widths[v])], [index])
+
+        each(start_from_bias)
+        panel = group_channel * (problem.in_channels * problem.taps)
+        in_width = problem.in_blocks[0]
+        full = sum(1 for width in problem.in_blocks if width == in_width)
+
+        def block(b: Expr, width: int) -> None:
+            if knobs.prefetch:
+                self._prefetch(row, column, run, panel, b, tile_width)
+
+            def kernel_row(k: Expr) -> None:
+                kh = rows.taps[0] + k
+                self.taps(image, row, column, kh, run, panel, b, width, sums, widths, starts)
+
+            if rows.taps:  # a row of padding alone has none
+                loop(len(rows.taps), kernel_row)
+
+        loop(full, lambda b: block(b, in_width))
+        for b in range(full, len(problem.in_blocks)):
+            block(b, problem.in_blocks[b])
+
+        out_pixel = row * problem.out_row + column
+
+        def finish(p: int, v: int, index: Expr) -> None:
+            if problem.plain:
+                offset = (out_pixel + p) * problem.out_channels + group_channel + starts[v]
+            else:
+                channel = group_channel + starts[v]
+                offset = channel * problem.out_pixels + (out_pixel + p) * widths[v]
+            where = [image, vector(offset, widths[v])]
+            value = sums[index]
+            if self.residual is not None:
+                value = value + self.residual[tuple(where)]
+            T.buffer_store(self.y, activate(value, self.spec.activation, widths[v]), where)
+
+        each(finish)
+
+    def taps(
+        self,
+        image: Expr,
+        row: Expr,
+        column: Expr,
+        kh: Expr,
+        run: ColumnRun,
+        panel: Expr,
+        block: Expr,
+        width: int,
+        sums: Expr,
+        widths: list[int],
+        starts: list[int],
+    ) -> None:
+        """Add one block of input channels for one kernel row: the innermost loop."""
+        problem, knobs = self.problem, self.knobs
+        tile_width = sum(widths)
+        first = block * problem.in_blocks[0]
+        in_row = row * problem.stride[0] - problem.padding[0] + kh * problem.dilation[0]
+        for kw in range(problem.kernel[1]):
+            pixels = [p for p in range(run.pixels) if kw in run.taps[p]]
+            if not pixels:
+                continue
+            in_column = column * problem.stride[1] - problem.padding[1] + kw * problem.dilation[1]
+            pixel = in_row * problem.in_row + in_column
+            tap = (first * problem.taps + (kh * problem.kernel[1] + kw) * width) * tile_width
+
+            def channel(lane: Expr, pixel: Expr = pixel, tap: Expr = tap, pixels: list = pixels) -> None:
+                for p in pixels:
+                    if problem.plain:
+                        x_at = (pixel + p) * problem.in_channels + first + lane
+                    else:
+                        x_at = first * problem.in_pixels + lane
+                        x_at += (pixel + p * problem.stride[1]) * width
+                    for v, lanes in enumerate(widths):
+                        index = vector(p * tile_width + starts[v], lanes)
+                        w = self.weight[vector(panel + tap + lane * tile_width + starts[v], lanes)]
+                        value = sums[index] + splat(self.x[image, x_at], lanes) * w
+                        T.buffer_store(sums, value, [index])
+
+            unroll = knobs.unroll if width % knobs.unroll == 0 else 1
+
+            def lanes_of(step: Expr, channel: Callable = channel, unroll: int = unroll) -> None:
+                for u in range(unroll):
+                    channel(step * unroll + u)
+
+            loop(width // unroll, lanes_of)
+
+    def _prefetch(
+        self,
+        row: Expr,
+        column: Expr,
+        run: ColumnRun,
+        panel: Expr,
+        block: Expr,
+        tile_width: int,
+    ) -> None:
+        """This tile's share of the next panel, spread over its input blocks."""
+        problem = self.problem
+        line = 64 // FLOAT_BYTES
+        tiles = max(1, problem.out_pixels // run.pixels)
+        panel_lines = -(-problem.in_channels * problem.taps * tile_width // line)
+        tile_lines = -(-panel_lines // tiles)
+        block_lines = -(-tile_lines // len(problem.in_blocks))
+        tile = (row * problem.out_row + column) // run.pixels
+        start = panel + problem.in_channels * problem.taps * tile_width
+        last = problem.out_channels * problem.in_channels * problem.taps - 1
+        for i in range(block_lines):
+            at = start + (tile * tile_lines + block * block_lines + i) * line
+            prefetch(self.weight, T.min(at, last))
+
+
+def working_set(spec: ConvSpec | DenseSpec, knobs: ConvKnobs) -> int:
+    """Bytes that one weight panel takes."""
+    problem = _problem(spec, knobs)
+    return FLOAT_BYTES * problem.in_channels * problem.taps * knobs.vectors * problem.out_blocks[0]

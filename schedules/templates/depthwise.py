@@ -1,0 +1,199 @@
+"""Depthwise convolution on blocked activations.
+
+Idea
+----
+One block of channels at a time: its weights stay in registers, and a tile of ``pixels`` outputs of
+one row is summed over the taps, each input vector loaded once and used by every output it feeds.
+Rows and columns at the edges have code of their own without the taps that fall outside, so there
+is no padded copy of the input and no test inside the loops.
+Register budget: ``pixels`` sums + kernel taps (3x3: 9; 5x5 reads weights from L1) + 1 input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from tvm import tirx
+from tvm.tirx.script import builder as T
+
+from ..emit import Expr, activate, loop, prim_func, switch, vector
+from ..spec import ConvSpec, channel_blocks
+from .tiling import ColumnRun, RowGroup, column_runs, row_groups
+
+
+@dataclass(frozen=True)
+class DepthwiseKnobs:
+    """Knobs of the template.
+
+    pixels: output pixels of the register tile.
+    parallel_rows: rows per parallel work item; 0 runs serially.
+    """
+
+    pixels: int
+    parallel_rows: int = 0
+
+
+def pack_weight(spec: ConvSpec, knobs: DepthwiseKnobs, weight: np.ndarray) -> np.ndarray:
+    """Weight ``(C, 1, KH, KW)`` -> 1-D: per channel block ``[KH][KW][block width]``."""
+    taps = weight.reshape(spec.out_channels, -1)
+    blocks, start = [], 0
+    for width in channel_blocks(spec.out_channels, spec.lanes):
+        blocks.append(np.ascontiguousarray(taps[start : start + width].T).reshape(-1))
+        start += width
+    return np.concatenate(blocks)
+
+
+def build(spec: ConvSpec, knobs: DepthwiseKnobs) -> tirx.PrimFunc:
+    """The PrimFunc ``(input, packed weight, bias[, residual], output)``."""
+    channels = spec.out_channels
+    out_shape = (spec.batch, channels * spec.out_height * spec.out_width)
+    buffers = [
+        ("x", (spec.batch, channels * spec.in_height * spec.in_width)),
+        ("weight", (channels * spec.kernel[0] * spec.kernel[1],)),
+        ("bias", (channels,)),
+        *([("residual", out_shape)] if spec.residual else []),
+        ("y", out_shape),
+    ]
+
+    def body(x, weight, bias, *rest):  # type: ignore[no-untyped-def]
+        _Nest(spec, knobs, x, weight, bias, rest[0] if spec.residual else None, rest[-1]).emit()
+
+    return prim_func(buffers, body)
+
+
+@dataclass(frozen=True)
+class _Nest:
+    """Emits the loop nest of one depthwise convolution, from the outer loop to the inner."""
+
+    spec: ConvSpec
+    knobs: DepthwiseKnobs
+    x: Expr
+    weight: Expr
+    bias: Expr
+    residual: Expr | None
+    y: Expr
+
+    def _axis(self, axis: int) -> dict[str, int]:
+        spec = self.spec
+        return {
+            "size": (spec.in_height, spec.in_width)[axis],
+            "kernel": spec.kernel[axis],
+            "stride": spec.stride[axis],
+            "padding": spec.padding[axis],
+            "dilation": spec.dilation[axis],
+        }
+
+    def emit(self) -> None:
+        spec, rows_per_item = self.spec, self.knobs.parallel_rows
+        widths = channel_blocks(spec.out_channels, spec.lanes)
+        rows = row_groups(spec.out_height, **self._axis(0))
+        columns = column_runs(spec.out_width, self.knobs.pixels, **self._axis(1))
+        full = sum(1 for width in widths if width == widths[0])
+
+        def of_block(image: Expr, block: Expr, work: Callable[[int], None]) -> None:
+            cases = [(full, lambda: work(widths[0]))]
+            if full < len(widths):
+                cases.append((len(widths), lambda: work(widths[-1])))
+            switch(block, cases)
+
+        def serial(image: Expr, block: Expr) -> None:
+            def all_rows(width: int) -> None:
+                for group in rows:
+                    loop(
+                        group.stop - group.start,
+                        lambda r, group=group: self.row(
+                            image, block, width, group.start + r, group, columns
+                        ),
+                    )
+
+            of_block(image, block, all_rows)
+
+        if not rows_per_item:
+            loop(spec.batch, lambda n: loop(len(widths), lambda b: serial(n, b)))
+            return
+        chunks = -(-spec.out_height // rows_per_item)
+
+        def item(k: Expr) -> None:
+            image, block = k // (len(widths) * chunks), k // chunks % len(widths)
+            start = k % chunks * rows_per_item
+
+            def some_rows(width: int) -> None:
+                def one_row(r: Expr) -> None:
+                    cases = [
+                        (
+                            group.stop,
+                            lambda group=group: self.row(
+                                image, block, width, start + r, group, columns
+                            ),
+                        )
+                        for group in rows
+                    ]
+                    if spec.out_height % rows_per_item:
+                        cases.append((chunks * rows_per_item, lambda: None))
+                    switch(start + r, cases)
+
+                loop(rows_per_item, one_row)
+
+            of_block(image, block, some_rows)
+
+        loop(spec.batch * len(widths) * chunks, item, parallel=True)
+
+    def row(
+        self,
+        image: Expr,
+        block: Expr,
+        width: int,
+        row: Expr,
+        rows: RowGroup,
+        columns: list[ColumnRun],
+    ) -> None:
+        for run in columns:
+            loop(
+                run.count,
+                lambda t, run=run: self.tile(
+                    image, block, width, row, rows, run, run.start + t * run.pixels
+                ),
+            )
+
+    def tile(
+        self,
+        image: Expr,
+        block: Expr,
+        width: int,
+        row: Expr,
+        rows: RowGroup,
+        run: ColumnRun,
+        column: Expr,
+    ) -> None:
+        """``run.pixels`` outputs of one channel block; taps are unrolled."""
+        spec = self.spec
+        sums = T.alloc_buffer((run.pixels * width,), "float32", scope="local")
+        channel = block * spec.lanes
+        for p in range(run.pixels):
+            bias = self.bias[vector(channel, width)]
+            T.buffer_store(sums, bias, [vector(p * width, width)])
+        taps, kernel_width = spec.kernel[0] * spec.kernel[1], spec.kernel[1]
+        in_plane = channel * (spec.in_height * spec.in_width)
+        for kh in rows.taps:
+            in_row = row * spec.stride[0] - spec.padding[0] + kh * spec.dilation[0]
+            for kw in range(kernel_width):
+                in_column = column * spec.stride[1] - spec.padding[1] + kw * spec.dilation[1]
+                at = channel * taps + (kh * kernel_width + kw) * width
+                w = self.weight[vector(at, width)]
+                for p in range(run.pixels):
+                    if kw not in run.taps[p]:
+                        continue
+                    pixel = in_row * spec.in_width + in_column + p * spec.stride[1]
+                    x = self.x[image, vector(in_plane + pixel * width, width)]
+                    index = vector(p * width, width)
+                    T.buffer_store(sums, sums[index] + x * w, [index])
+        out_plane = channel * (spec.out_height * spec.out_width)
+        for p in range(run.pixels):
+            pixel = row * spec.out_width + column + p
+            where = [image, vector(out_plane + pixel * width, width)]
+            value = sums[vector(p * width, width)]
+            if self.residual is not None:
+                value = value + self.residual[tuple(where)]
+            T.buffer_store(self.y, activate(value, spec.activation, width), where)

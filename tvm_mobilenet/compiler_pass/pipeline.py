@@ -1,0 +1,206 @@
+"""The compiler's phases in order: imported Relax -> executable for one target."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import tvm
+from tvm import relax
+
+from tvm_mobilenet.schedules.base import Records
+from tvm_mobilenet.targets import TargetSpec
+
+from .lower_operators import lower_operators
+from .schedule_operators import schedule_operators
+from .schedule_rest import schedule_rest
+
+if TYPE_CHECKING:
+    from tvm_mobilenet.frontend import ImportedModel
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class OperatorReport:
+    """One call in the compiled network, in order of execution.
+
+    ``source`` says where its schedule came from: ``tuned``, ``analytic`` or ``fallback``;
+    ``bytes`` are those of every tensor read or written once.
+    """
+
+    symbol: str
+    kind: str
+    shape: str
+    onnx_nodes: tuple[str, ...]
+    source: str
+    schedule: str
+    knobs: dict[str, Any]
+    mult_adds: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """An executable with what it was made from. ``seconds`` is the time in the compiler."""
+
+    executable: Any
+    imported: ImportedModel
+    target: TargetSpec
+    operators: tuple[OperatorReport, ...]
+    seconds: float
+
+
+def compile_model(
+    imported: ImportedModel,
+    target: TargetSpec,
+    *,
+    records: Records | None = None,
+    dump_ir: Path | None = None,
+    progress: Progress | None = None,
+) -> Compiled:
+    """Compile an imported model for ``target``.
+
+    ``records`` gives tuned knobs; ``dump_ir`` is a directory for the IR after each phase.
+    """
+    start = time.perf_counter()
+    say = progress or (lambda text: None)
+    dump = _Dump(dump_ir)
+    tvm_target = target.tvm_target()
+    with tvm_target:
+        mod = imported.mod
+        dump("imported", mod)
+
+        say("lowering operators to blocked layout")
+        # Phase 1. operator chains -> own functions on blocked activations
+        mod, call_sites = lower_operators(mod, target.lanes)
+        dump("operators", mod)
+        # Phase 2. TVM's own lowering for what is left
+        mod = tvm.transform.Sequential(
+            [
+                relax.transform.LegalizeOps(),
+                relax.transform.AnnotateTIROpPattern(),
+                relax.transform.FoldConstant(),
+                relax.transform.FuseOps(),
+                relax.transform.FuseTIR(),
+                relax.transform.DeadCodeElimination(),
+            ]
+        )(mod)
+        dump("legalized", mod)
+        say("scheduling")
+        # Phase 3. schedules: own functions by rule, the rest by the fallback
+        mod, scheduled = schedule_operators(mod, target, records)
+        mod, rest = schedule_rest(mod, target)
+        dump("scheduled", mod)
+        # Phase 4. memory planning and lowering to the virtual machine
+        order = _calls_in_order(mod)
+        mod = tvm.transform.Sequential(
+            [
+                relax.transform.RewriteDataflowReshape(),
+                relax.transform.ToNonDataflow(),
+                relax.transform.RemovePurityChecking(),
+                relax.transform.CallTIRRewrite(),
+                relax.transform.StaticPlanBlockMemory(),
+                relax.transform.LowerAllocTensor(),
+                relax.transform.KillAfterLastUse(),
+                relax.transform.LowerRuntimeBuiltin(),
+                relax.transform.ComputePrimValue(),
+                relax.transform.VMShapeLower(),
+                relax.transform.AttachGlobalSymbol(),
+            ]
+        )(mod)
+        dump("planned", mod)
+        say("generating code")
+        # Phase 5. machine code
+        executable = relax.build(
+            mod, target=tvm_target, relax_pipeline=None, exec_mode="compiled"
+        )
+    nodes = _onnx_nodes(imported, call_sites)
+    operators = tuple(_report(name, mod, scheduled, rest, nodes) for name in order)
+    return Compiled(executable, imported, target, operators, time.perf_counter() - start)
+
+
+class _Dump:
+    """Writes the IR after each phase as TVMScript, numbered, if a directory was given."""
+
+    def __init__(self, directory: Path | None) -> None:
+        self._directory = directory
+        self._count = 0
+
+    def __call__(self, phase: str, mod: tvm.IRModule) -> None:
+        if self._directory is None:
+            return
+        self._directory.mkdir(parents=True, exist_ok=True)
+        path = self._directory / f"{self._count}_{phase}.py"
+        path.write_text(mod.script(show_meta=False), encoding="utf-8")
+        self._count += 1
+
+
+def _calls_in_order(mod: tvm.IRModule) -> list[str]:
+    """Names of the functions that ``main`` calls, in order, one entry per call."""
+    names: list[str] = []
+    for block in mod["main"].body.blocks:
+        for binding in block.bindings:
+            value = binding.value
+            if isinstance(value, relax.Call) and getattr(value.op, "name", "") == "relax.call_tir":
+                names.append(value.args[0].name_hint)
+    return names
+
+
+def _onnx_nodes(
+    imported: ImportedModel, call_sites: list[tuple[str, tuple[str, ...]]]
+) -> dict[str, list[tuple[str, ...]]]:
+    """Per own function, the ONNX nodes of each of its calls, in order."""
+    nodes: dict[str, list[tuple[str, ...]]] = {}
+    for name, bindings in call_sites:
+        behind = [n for binding in bindings for n in imported.node_names.get(binding, ())]
+        nodes.setdefault(name, []).append(tuple(dict.fromkeys(behind)))
+    return nodes
+
+
+def _report(
+    name: str,
+    mod: tvm.IRModule,
+    scheduled: dict[str, Any],
+    rest: list[str],
+    nodes: dict[str, list[tuple[str, ...]]],
+) -> OperatorReport:
+    if name in scheduled:
+        spec, result = scheduled[name]
+        return OperatorReport(
+            symbol=name,
+            kind=spec.kind,
+            shape=str(spec),
+            onnx_nodes=nodes[name].pop(0),
+            source=result.source,
+            schedule=result.rule,
+            knobs=result.knobs,
+            mult_adds=spec.mult_adds,
+            bytes=spec.min_bytes,
+        )
+    assert name in rest, name
+    params = mod[name].params
+    shapes = [[int(e) for e in p.ty.shape] for p in params if hasattr(p.ty, "shape")]
+    return OperatorReport(
+        symbol=name,
+        kind="other",
+        shape=" ".join("x".join(map(str, shape)) or "1" for shape in shapes),
+        onnx_nodes=(),
+        source="fallback",
+        schedule="fallback",
+        knobs={},
+        mult_adds=0,
+        bytes=sum(4 * _product(shape) for shape in shapes),
+    )
+
+
+def _product(shape: list[int]) -> int:
+    result = 1
+    for extent in shape:
+        result *= extent
+    return result
+
+

@@ -1,0 +1,75 @@
+"""Replace each plain own function by its scheduled form, and pack its weights for it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tvm
+from tvm import relax
+
+from tvm_mobilenet.schedules.base import Records, Scheduled, schedule
+from tvm_mobilenet.schedules.emit import SPEC_ATTR
+from tvm_mobilenet.schedules.spec import Spec, from_json, to_json
+from tvm_mobilenet.targets import TargetSpec
+
+WEIGHT_ARGUMENT = 1  # position of the weight in a convolution's or dense layer's call
+
+
+def spec_of(function: Any) -> Spec | None:
+    """The specification that a function carries, or None if it is not one of ours."""
+    attrs = getattr(function, "attrs", None)
+    return from_json(str(attrs[SPEC_ATTR])) if attrs and SPEC_ATTR in attrs else None
+
+
+def schedule_operators(
+    mod: tvm.IRModule, target: TargetSpec, records: Records | None = None
+) -> tuple[tvm.IRModule, dict[str, tuple[Spec, Scheduled]]]:
+    """Schedule every own function of ``mod``.
+
+    Returns the module and, by function name, the specification and how it was scheduled.
+    """
+    scheduled: dict[str, tuple[Spec, Scheduled]] = {}
+    others = {}
+    for var, function in mod.functions.items():
+        spec = spec_of(function)
+        if spec is None:
+            others[var] = function
+        else:
+            scheduled[var.name_hint] = (spec, schedule(spec, target, records))
+    # packed weights change signatures, hence types: the functions get new global variables
+    return _CallScheduled(tvm.IRModule(others, attrs=mod.attrs), scheduled).run(), scheduled
+
+
+@relax.expr_functor.mutator
+class _CallScheduled(relax.PyExprMutator):
+    """Makes ``main`` call the scheduled functions, with weights packed as each one reads them."""
+
+    def __init__(self, mod: tvm.IRModule, scheduled: dict[str, tuple[Spec, Scheduled]]) -> None:
+        super().__init__(mod)
+        self._main = mod["main"]
+        self._scheduled = scheduled
+        self._functions = {
+            name: self.builder_.add_func(
+                result.function.with_attr(SPEC_ATTR, to_json(spec)), name
+            )
+            for name, (spec, result) in scheduled.items()
+        }
+
+    def run(self) -> tvm.IRModule:
+        main = self.builder_.get().get_global_var("main")
+        self.builder_.update_func(main, self.visit_expr(self._main))
+        return self.builder_.get()
+
+    def visit_call_(self, call: Any) -> Any:
+        call = super().visit_call_(call)
+        if getattr(call.op, "name", "") != "relax.call_tir":
+            return call
+        name = call.args[0].name_hint
+        if name not in self._scheduled:
+            return call
+        result = self._scheduled[name][1]
+        arguments = list(call.args[1].fields)
+        if result.pack_weight is not None:
+            weight = arguments[WEIGHT_ARGUMENT].value.numpy()
+            arguments[WEIGHT_ARGUMENT] = relax.const(result.pack_weight(weight))
+        return relax.call_tir(self._functions[name], relax.Tuple(arguments), call.ty_args[0])
