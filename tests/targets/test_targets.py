@@ -1,0 +1,145 @@
+"""The devices as data: every TOML file, and what a bad one is answered with."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from tvm_mobilenet import targets
+from tvm_mobilenet.errors import InputError
+from tvm_mobilenet.targets import TargetSpec, load
+
+GOOD = load("x86-64-v3").to_toml()
+
+
+def llvm_features(spec: TargetSpec) -> set[str]:
+    from tvm.target import codegen
+
+    return {str(name) for name in codegen.llvm_get_cpu_features(spec.tvm_target())}
+
+
+@pytest.mark.parametrize("name", targets.names())
+def test_every_device_agrees_with_llvm(name: str) -> None:
+    spec = load(name)
+    target = spec.tvm_target()
+    assert (spec.name, Path(spec.source).name) == (name, f"{name}.toml")
+    assert (str(target.kind), target.attrs["mcpu"]) == ("llvm", spec.mcpu)
+    assert int(target.attrs["num-cores"]) == spec.cores
+    features = llvm_features(spec)
+    wide = {"avx512f", "avx512vl", "avx512dq", "avx512bw"} <= features
+    assert spec.vector_bits == (512 if wide else 256 if {"avx2", "fma"} <= features else 128)
+    assert spec.vector_registers == (32 if wide else 16)
+    assert spec.lanes * 32 == spec.vector_bits
+
+
+@pytest.mark.parametrize("name", targets.names())
+def test_caches_are_whole_and_grow_outwards(name: str) -> None:
+    spec = load(name)
+    sets = spec.l1d_kib * 1024 / (64 * spec.l1d_ways)
+    assert sets == 64  # 4 KiB a way: what a virtually indexed x86 L1 has with 4 KiB pages
+    assert spec.l1d_kib < spec.l2_kib < spec.l3_kib
+
+
+@pytest.mark.parametrize("name", targets.names())
+def test_toml_text_gives_the_same_device_again(name: str, tmp_path: Path) -> None:
+    file = tmp_path / "device.toml"
+    file.write_text(load(name).to_toml())
+    again = load(str(file))
+    assert dataclasses.replace(again, source=load(name).source) == load(name)
+
+
+def test_text_is_escaped(tmp_path: Path) -> None:
+    odd = dataclasses.replace(load("zen4"), description='a "quoted" \\ name', mattr=("-a", "+b"))
+    (tmp_path / "t.toml").write_text(odd.to_toml())
+    again = load(str(tmp_path / "t.toml"))
+    assert (again.description, again.mattr) == (odd.description, odd.mattr)
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("x86-64-v5", "x86-64-v4"),
+        ("skylake-avx521", "skylake-avx512"),
+        ("ZEN4", "zen4"),
+        ("nativ", "native"),
+        ("qqqq", "'targets' lists"),
+    ],
+)
+def test_unknown_name_lists_near_ones(name: str, near: str) -> None:
+    with pytest.raises(InputError, match="unknown target") as caught:
+        load(name)
+    assert name in str(caught.value) and near in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "complaint"),
+    [
+        ("cores = 4", "cores = ", r":7: not valid TOML"),
+        ("cores = 4", 'cores = "4"', r":7: cores: must be a whole number, not '4'"),
+        ("cores = 4", "cores = true", r":7: cores: must be a whole number"),
+        ("cores = 4", "cores = 4.5", r":7: cores: must be a whole number"),
+        ("cores = 4", "cores = 0", r":7: cores: must be at least 1"),
+        ("cores = 4", "cores = -1", r":7: cores: must be at least 1"),
+        ("cores = 4", "", r": cores: this key is missing"),
+        ("cores = 4", "cores = 4\ncoers = 4", r":8: coers: unknown key; did you mean cores\?"),
+        ("cores = 4", "cores = 4\n[extra]\nx = 1", r":8: extra: unknown key"),
+        ("mattr = []", 'mattr = ""', r":6: mattr: must be a list of strings"),
+        ("mattr = []", "mattr = [1]", r":6: mattr: must be a list of strings"),
+        ("mattr = []", 'mattr = ["avx2"]', r":6: mattr: 'avx2' must be \+feature or -feature"),
+        ('kind = "llvm"', 'kind = "vulkan"', r":3: kind: 'vulkan' is not a kind"),
+        ('name = "x86-64-v3"', 'name = "../x"', r":1: name: must be"),
+        ("vector_bits = 256", "vector_bits = 200", r":8: vector_bits: must be 128, 256 or 512"),
+        ("l3_kib = 4096", "l3_kib = -1", r":14: l3_kib: must be at least 0"),
+    ],
+)
+def test_bad_file_says_file_line_and_key(tmp_path: Path, old, new, complaint) -> None:
+    assert old in GOOD
+    file = tmp_path / "device.toml"
+    file.write_text(GOOD.replace(old, new, 1))
+    with pytest.raises(InputError, match=rf"^{file}{complaint}"):
+        load(str(file))
+
+
+def test_missing_unreadable_and_binary_files(tmp_path: Path) -> None:
+    (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00")
+    for file, reason in [
+        (tmp_path / "gone.toml", "No such file"),
+        (tmp_path, "Is a directory"),
+        (tmp_path / "binary.toml", "not UTF-8"),
+    ]:
+        with pytest.raises(InputError, match=reason):
+            load(str(file))
+
+
+def test_cpu_that_llvm_does_not_know(tmp_path: Path) -> None:
+    file = tmp_path / "device.toml"
+    file.write_text(GOOD.replace('mcpu = "x86-64-v3"', 'mcpu = "pentium9"'))
+    with pytest.raises(InputError, match=r"mcpu: LLVM has no CPU 'pentium9'"):
+        load(str(file)).tvm_target()
+
+
+def test_command_lists_every_device(cli) -> None:
+    table = cli("targets").stdout.splitlines()
+    assert [line.split()[0] for line in table[1 : 1 + len(targets.names())]] == targets.names()
+    document = json.loads(cli("targets", "--json").stdout)
+    assert (document["schema_version"], document["kind"]) == (1, "targets")
+    assert [device["name"] for device in document["targets"]] == targets.names()
+
+
+def test_command_shows_a_device(cli, tmp_path: Path) -> None:
+    (tmp_path / "own.toml").write_text(cli("targets", "show", "zen5").stdout)
+    assert load(str(tmp_path / "own.toml")).mcpu == "znver5"
+    shown = json.loads(cli("targets", "show", tmp_path / "own.toml", "--json").stdout)
+    assert shown["target"]["mcpu"] == "znver5" and shown["target"]["mattr"] == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [(("show",), 2), (("detect", "zen4"), 2), (("show", "zen9"), 3), (("shwo",), 2)],
+)
+def test_command_used_wrongly(cli, arguments, code) -> None:
+    result = cli("targets", *arguments)
+    assert (result.returncode, result.stdout, result.stderr.count("\n")) == (code, "", 1)
