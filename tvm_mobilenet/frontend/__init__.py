@@ -36,8 +36,8 @@ global pooling         `relax.mean(x, axis=[2, 3], keepdims=True)`, from GlobalA
                        the axes a `reshape` follows
 Flatten, Reshape,      `relax.reshape(x, R.shape([...]))`, static
 Squeeze, Unsqueeze
-fully connected        `relax.matmul(x[N,K], const[K,M])`, transposed already, alpha and beta folded,
-                       then `add(_, const[M])`
+fully connected        `relax.matmul(x[N,K], const[K,M])`, transposition, alpha and beta folded
+                       in, then `add(_, const[M])`
 =====================  ============================================================================
 
 Scalars (`const[]`) have shape (). Anything else keeps TVM's own import form, which may hold

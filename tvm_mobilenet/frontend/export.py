@@ -125,10 +125,11 @@ def _with_readable_names(model: onnx_ir.Model) -> onnx.ModelProto:
 
 def _scope(node: onnx_ir.Node) -> str:
     """The path of the PyTorch module that a node came from, "" for the outermost one."""
-    # A convolution that a batch norm was folded into carries the batch norm's scope, but own weights.
+    # A convolution with a folded batch norm carries the batch norm's scope, but its own weight.
     for value in node.inputs[1:2]:
-        if value is not None and value.is_initializer() and value.name.endswith(".weight"):
-            return value.name.removesuffix(".weight")
+        name = value.name if value is not None and value.is_initializer() else None
+        if name and name.endswith(".weight"):
+            return name.removesuffix(".weight")
     scopes = ast.literal_eval(node.metadata_props.get("pkg.torch.onnx.name_scopes", "['']"))
     return scopes[-2] if len(scopes) > 1 else ""
 

@@ -82,10 +82,10 @@ def load_module(
     if batch < 1:
         raise InputError(f"batch {batch} is not a whole number of at least 1")
     if isinstance(model, str) and model in models.BUILTIN:
-        module = models.create(
+        builtin = models.create(
             model, alpha=alpha, resolution=resolution, classes=classes, weights=weights
         )
-        return LoadedModule(model, module, (batch, 3, resolution, resolution), model)
+        return LoadedModule(model, builtin, (batch, 3, resolution, resolution), model)
     if isinstance(model, torch.nn.Module):
         module, name, source = model, type(model).__name__, type(model).__name__
     else:

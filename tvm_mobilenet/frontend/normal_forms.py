@@ -7,7 +7,6 @@ the forms.
 
 from __future__ import annotations
 
-
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -45,9 +44,9 @@ def _conv(inputs: Sequence[Any], attributes: dict[str, Any]) -> Any:
     pads = list(attributes.get("pads", (0, 0, 0, 0)))
     auto = attributes.get("auto_pad", b"NOTSET").decode()
     if auto.startswith("SAME"):
+        sizes = zip(static_shape(data)[2:], strides, dilations, kernel, strict=True)
         total = [
-            max(0, (-(-size // s) - 1) * s + d * (k - 1) + 1 - size)
-            for size, s, d, k in zip(static_shape(data)[2:], strides, dilations, kernel, strict=True)
+            max(0, (-(-size // s) - 1) * s + d * (k - 1) + 1 - size) for size, s, d, k in sizes
         ]
         small, large = [t // 2 for t in total], [t - t // 2 for t in total]
         pads = small + large if auto == "SAME_UPPER" else large + small
@@ -90,9 +89,7 @@ def _hard_swish(inputs: Sequence[Any], attributes: dict[str, Any]) -> Any:
 
 def _clip(inputs: Sequence[Any], attributes: dict[str, Any]) -> Any:
     """relu for bounds (0, none), clip for two constant bounds; else TVM's own form."""
-    low, high = (
-        None if bound is None else constant(bound) for bound in (inputs[1], inputs[2])
-    )
+    low, high = (None if bound is None else constant(bound) for bound in (inputs[1], inputs[2]))
     if (low is None and inputs[1] is not None) or (high is None and inputs[2] is not None):
         return None
     lower = -np.inf if low is None or np.isnan(low) else float(low)
@@ -132,7 +129,7 @@ def _average_pool(inputs: Sequence[Any], attributes: dict[str, Any]) -> Any:
     same = attributes.get("auto_pad", b"").startswith(b"SAME")
     if not whole or same or any(attributes.get("pads", ())):
         return None
-    return _global_pool(inputs, attributes, build)
+    return _global_pool(inputs, attributes)
 
 
 def _gemm(inputs: Sequence[Any], attributes: dict[str, Any]) -> Any:
@@ -190,5 +187,3 @@ NORMAL_FORMS: dict[str, Rule] = {
     "Mul": _multiply,
     "ReduceMean": _reduce_mean,
 }
-
-

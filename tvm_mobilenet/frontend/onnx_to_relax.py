@@ -18,7 +18,7 @@ from tvm_mobilenet.frontend import read
 from tvm_mobilenet.frontend.model import ImportedModel, TensorInfo
 from tvm_mobilenet.frontend.normal_forms import NORMAL_FORMS, static_shape
 from tvm_mobilenet.frontend.quiet import quiet
-from tvm_mobilenet.frontend.simplify import simplify, source_nodes
+from tvm_mobilenet.frontend.simplify import CONSTANT_MARK, simplify, source_nodes
 
 if TYPE_CHECKING:
     import torch
@@ -58,9 +58,7 @@ def import_onnx(
         name=name,
         mod=mod,
         onnx=fixed,
-        inputs=tuple(
-            _info(v.name, p.ty, where) for v, p in zip(values, main.params, strict=True)
-        ),
+        inputs=tuple(_info(v.name, p.ty, where) for v, p in zip(values, main.params, strict=True)),
         outputs=tuple(
             _info(v.name, ty, where) for v, ty in zip(fixed.graph.output, results, strict=True)
         ),
@@ -70,6 +68,12 @@ def import_onnx(
     )
 
 
+_WEIGHT_TYPES = (
+    onnx.TensorProto.FLOAT,
+    onnx.TensorProto.INT64,
+    onnx.TensorProto.INT32,
+    onnx.TensorProto.BOOL,
+)
 _RESHAPES = ("Flatten", "Reshape", "Squeeze", "Unsqueeze")
 
 
@@ -110,7 +114,8 @@ class _Importer(ONNXGraphImporter):
     def _check_size(self, value: relax.Var, node: onnx.NodeProto) -> None:
         if not isinstance(value.ty, relax.TensorType):
             return
-        if value.ty.shape is None or not all(isinstance(d, tvm.tirx.IntImm) for d in value.ty.shape):
+        shape = value.ty.shape
+        if shape is None or not all(isinstance(dim, tvm.tirx.IntImm) for dim in shape):
             raise InputError(
                 f"{self._where}: node '{source_nodes(node)[0]}' ({node.op_type}) has an output "
                 "whose size depends on data; only static shapes can be built"
@@ -133,10 +138,12 @@ class _Importer(ONNXGraphImporter):
         return result
 
 
-def _to_relax(model: onnx.ModelProto, where: str) -> tuple[tvm.IRModule, dict[str, tuple[str, ...]]]:
+def _to_relax(
+    model: onnx.ModelProto, where: str
+) -> tuple[tvm.IRModule, dict[str, tuple[str, ...]]]:
     with quiet():
         simple = simplify(model)
-        read.check_weight_types(simple, where)
+        _check_weight_types(simple, where)
         importer = _Importer(where)
         mod = importer.from_onnx(simple.graph, read.opset_of(simple))
         nodes = _nodes_of_bindings(mod["main"], importer.ends)
@@ -149,6 +156,17 @@ def _to_relax(model: onnx.ModelProto, where: str) -> tuple[tvm.IRModule, dict[st
     names = _binding_names(mod["main"], nodes)
     mod["main"] = _Renamer(names).visit_expr(mod["main"])
     return mod, {names[old]: source_nodes(nodes[old]) for old in names}
+
+
+def _check_weight_types(simple: onnx.ModelProto, where: str) -> None:
+    """InputError when a constant that simplification has left is neither float32 nor an index."""
+    for tensor in simple.graph.initializer:
+        if tensor.data_type not in _WEIGHT_TYPES:
+            raise InputError(
+                f"{where}: weight '{tensor.name.removesuffix(CONSTANT_MARK)}' is "
+                f"{read.type_name(tensor.data_type)}; only float32 models can be built, so export "
+                "it without quantisation or reduced precision"
+            )
 
 
 def _nodes_of_bindings(

@@ -23,7 +23,6 @@ _DEFAULT_DOMAINS = ("", "ai.onnx")
 _CONTRIB_DOMAIN = "com.microsoft"
 _AXES = ("batch", "channels", "height", "width")
 MAX_ELEMENTS = 2**31 - 1
-_WEIGHT_TYPES = (TensorProto.FLOAT, TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL)
 
 
 def read_file(path: Path) -> ModelProto:
@@ -92,21 +91,13 @@ def checked(model: ModelProto, where: str, batch: int | None = None) -> ModelPro
     _check_operators(model, where)
     _check_training(model, where)
     try:
+        if not all(value.type.tensor_type.HasField("shape") for value in model.graph.output):
+            model = onnx.shape_inference.infer_shapes(model)
         onnx.checker.check_model(model)
-    except onnx.checker.ValidationError as error:
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise InputError(f"{where}: not valid ONNX: {first_line(error)}") from None
     _fix_shapes(model, where, batch)
     return _raised_opset(model, where)
-
-
-def check_weight_types(model: ModelProto, where: str) -> None:
-    """InputError when a constant that is left after simplification is no float32 or index."""
-    for tensor in model.graph.initializer:
-        if tensor.data_type not in _WEIGHT_TYPES:
-            raise InputError(
-                f"{where}: weight '{tensor.name}' is {_type_name(tensor.data_type)}; only float32 "
-                "models can be built, so export it without quantisation or reduced precision"
-            )
 
 
 def opset_of(model: ModelProto) -> int:
@@ -156,9 +147,7 @@ def _check_operators(model: ModelProto, where: str) -> None:
         else:
             # TVM's importer looks at the operator's name only: a foreign Relu would become ONNX's.
             version, label = versions.get(node.domain, 0), node.domain
-            importable = (
-                node.domain == _CONTRIB_DOMAIN and not standard and node.op_type in known
-            )
+            importable = node.domain == _CONTRIB_DOMAIN and not standard and node.op_type in known
         if not importable:
             unknown[f"{node.op_type} (domain {label}, opset {version})"].append(f"'{node.name}'")
     if unknown:
@@ -186,7 +175,7 @@ def _fix_shapes(model: ModelProto, where: str, batch: int | None) -> None:
         kind = value.type.tensor_type
         if kind.elem_type != TensorProto.FLOAT:
             raise InputError(
-                f"{where}: input '{value.name}' is {_type_name(kind.elem_type)}; only float32 "
+                f"{where}: input '{value.name}' is {type_name(kind.elem_type)}; only float32 "
                 "inputs can be built, so move the conversion out of the model"
             )
         if not kind.HasField("shape"):
@@ -280,7 +269,8 @@ def _tensors(graph: GraphProto) -> Iterator[TensorProto]:
                 yield attribute.t
 
 
-def _type_name(elem_type: int) -> str:
+def type_name(elem_type: int) -> str:
+    """How messages call an ONNX element type."""
     return TensorProto.DataType.Name(elem_type).lower() if elem_type else "of unknown type"
 
 

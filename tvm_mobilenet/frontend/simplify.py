@@ -1,8 +1,8 @@
 """Cleans an ONNX graph so that the importer meets few spellings of the same computation.
 
-Everything here is a pass or rewrite rule of onnx-ir and onnxscript, picked one by one, plus one
-rule of our own. Rules that ignore attributes that matter are left out on purpose: the library's
-`auto_pad` rule forgets dilation.
+Passes and rewrite rules of onnx-ir and onnxscript, picked one by one, and a few of our own. Left
+out on purpose are the library's rules for `auto_pad`, which forgets dilation, and for chains of
+Clip, Min and Max, which is wrong for disjoint bounds and gives two constants one name.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 # Constants above this many elements are left to Relax's constant folding (64 MiB of float32).
 _FOLD_LIMIT = 1 << 24
+CONSTANT_MARK = "#"
 # One metadata key a source node: rewriting merges its matches' metadata, so the keys add up.
 _SOURCE = "tvm_mobilenet.from/"
 
@@ -27,27 +28,34 @@ def simplify(model: onnx.ModelProto) -> onnx.ModelProto:
     inference Dropout, turns every `x * relu6(x + 3) / 6` and `x * HardSigmoid(x)` into HardSwish,
     merges Min/Max/Relu/Clip chains, zero Pad into Conv and BatchNormalization into Conv or Gemm.
     The model must have static input shapes and opset 14 or later. The argument is not modified;
-    `source_nodes` tells which of its nodes a node of the result stands for.
+    `source_nodes` tells which of its nodes a node of the result stands for. Constants have
+    CONSTANT_MARK behind their names.
     """
+    import onnx
     import onnx_ir as ir
     from onnx_ir.passes import common
     from onnxscript.optimizer import fold_constants_ir
     from onnxscript.rewriter import RewritePass
 
-    graph = ir.from_proto(model)
+    copy = onnx.ModelProto()  # the IR shares, and renames, the tensors of what it is made from
+    copy.CopyFrom(model)
+    graph = ir.from_proto(copy)
     common.InlinePass()(graph)
     for node in graph.graph:
         node.metadata_props[_SOURCE + (node.name or node.op_type)] = "yes"
     prepare = ir.passes.Sequential(
         common.RemoveInitializersFromInputsPass(),
         common.AddDefaultAttributesPass(),
-        common.LiftConstantsToInitializersPass(lift_all_constants=False, size_limit=0),
+        common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
     )
     prepare(graph)
+    # The library names a folded bias after its weight, whatever else may have that name.
+    for value in list(graph.graph.initializers.values()):
+        value.name = f"{value.name}{CONSTANT_MARK}"
     rewrite = ir.passes.PassManager(
         [
             RewritePass(_rules()),
-            common.LiftConstantsToInitializersPass(lift_all_constants=False, size_limit=0),
+            common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
             common.IdentityEliminationPass(),
             common.RemoveUnusedNodesPass(),
         ],
@@ -58,6 +66,7 @@ def simplify(model: onnx.ModelProto) -> onnx.ModelProto:
     for _ in range(2):
         fold_constants_ir(
             graph,
+            onnx_shape_inference=True,
             input_size_limit=_FOLD_LIMIT,
             output_size_limit=_FOLD_LIMIT,
             should_fold=_small_enough,
@@ -94,6 +103,8 @@ def _small_enough(node: onnx_ir.Node) -> bool | None:
 def _rules() -> list:
     from onnxscript.rewriter.rules import common as rules
 
+    from tvm_mobilenet.frontend.rewrite_rules import own_rules
+
     return [
         *rules.mul_by_1_rule.commute(),
         *rules.add_0_rule.commute(),
@@ -106,42 +117,10 @@ def _rules() -> list:
         rules.no_op_transpose_rule,
         rules.transpose_transpose_rule,
         rules.materialize_reshape_shape_rule,
-        rules.min_min_rule,
-        rules.max_max_rule,
-        rules.min_max_rule,
-        rules.max_min_rule,
         rules.successive_relu_rule,
-        rules.successive_clip_rule,
-        rules.successive_clip_relu_rule,
-        rules.successive_relu_clip_rule,
         rules.fuse_pad_into_conv_rule,
         rules.fuse_batchnorm_into_conv_rule,
         rules.fuse_batchnorm_into_gemm_rule,
-        _sixth_as_division_rule(),
+        *own_rules(),
         *rules.fuse_hardswish_rules(),
     ]
-
-
-def _sixth_as_division_rule():
-    """`clip(...) * (1/6)` (Keras' spelling) -> `clip(...) / 6`, which the HardSwish rules know."""
-    import numpy as np
-    import onnx_ir as ir
-    from onnxscript.rewriter import pattern
-    from onnxscript.rewriter._ir_utils import get_singleton_value
-
-    class SixthAsDivision(pattern.RewriteRuleClassBase):
-        def pattern(self, op, x, low, high, factor):
-            return op.Clip(x, low, high) * factor
-
-        def check(self, context, factor: ir.Value, **_):
-            value = get_singleton_value(factor)
-            result = pattern.MatchResult()
-            if value is None or not np.isclose(value, 1 / 6, rtol=1e-6):
-                return result.fail("the factor is not 1/6")
-            return result
-
-        def rewrite(self, op, x, low, high, factor: ir.Value):
-            six = op.initializer(ir.tensor(np.float32(6)), name=f"{factor.name}_as_divisor")
-            return op.Div(op.Clip(x, low, high), six)
-
-    return SixthAsDivision.rule()
