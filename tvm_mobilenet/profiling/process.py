@@ -1,0 +1,109 @@
+"""A contestant's process seen from the bench: start it, ask it, stop and continue it, end it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from multiprocessing.connection import Connection
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import tvm_mobilenet
+
+_WORKER = "tvm_mobilenet.profiling.worker"
+
+
+class ContestantError(Exception):
+    """A contestant failed, died or did not answer; the message is one line."""
+
+
+class ContestantProcess:
+    """One worker process, pinned to `cpus`.
+
+    Between its blocks it is stopped with SIGSTOP: thread pools of several runtimes spin for a
+    while after the last run (ONNX Runtime, OpenMP, ours) and would take the CPUs from whoever is
+    timed next. What a stop costs (sleeping threads, cold caches) the warm-up of each block repays.
+    """
+
+    def __init__(self, cpus: tuple[int, ...], threads: int, log: Path) -> None:
+        ours, theirs = socket.socketpair()
+        self._log = log
+        with log.open("wb") as output, theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", _WORKER, str(theirs.fileno()), ",".join(map(str, cpus))],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env=_environment(threads),
+                start_new_session=True,  # Ctrl-C reaches the bench alone, which then ends all
+            )
+        self._connection = Connection(ours.detach())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def call(self, method: str, *, timeout: float, **arguments: Any) -> Any:
+        """Ask the worker (see `worker.Worker`) and wait for its answer, `timeout` seconds at most.
+
+        Raises ContestantError when it fails, dies or does not answer in time.
+        """
+        try:
+            self._connection.send((method, arguments))
+            if not self._connection.poll(timeout):
+                raise ContestantError(f"no answer to '{method}' within {timeout:.0f} s")
+            done, result = self._connection.recv()
+        except (EOFError, OSError) as error:
+            raise ContestantError(self._last_words(method)) from error
+        if not done:
+            raise ContestantError(" ".join(result.split())[:300])
+        return result
+
+    def pause(self) -> None:
+        """Stop every thread of the process; returns when it has stopped."""
+        self._process.send_signal(signal.SIGSTOP)
+        # WNOWAIT and WEXITED: a process that died instead must not be waited for here
+        os.waitid(os.P_PID, self._process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+
+    def resume(self) -> None:
+        """Let a stopped process go on."""
+        self._process.send_signal(signal.SIGCONT)
+
+    def close(self) -> None:
+        """End the process, stopped or not."""
+        self._connection.close()
+        self._process.kill()
+        self._process.wait()
+
+    def _last_words(self, method: str) -> str:
+        try:
+            code = self._process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            return f"its process closed the connection in '{method}'"
+        how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        lines = self._log.read_text(errors="replace").split("\n")
+        last = next((line.strip() for line in reversed(lines) if line.strip()), "")
+        return f"its process ended in '{method}' with {how}" + (f": {last[:200]}" if last else "")
+
+
+def _environment(threads: int) -> dict[str, str]:
+    package_parent = str(Path(tvm_mobilenet.__file__).parent.parent)
+    paths = [package_parent, *filter(None, [os.environ.get("PYTHONPATH")])]
+    counts = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "TVM_NUM_THREADS")
+    return {
+        **os.environ,
+        **dict.fromkeys(counts, str(threads)),
+        "PYTHONPATH": os.pathsep.join(paths),
+    }
