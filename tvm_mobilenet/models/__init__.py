@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tvm_mobilenet.models.catalog import BUILTIN, architecture, check, create
+from tvm_mobilenet.models.catalog import BUILTIN, architecture, create
 
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["BUILTIN", "architecture", "check", "create", "load_weights"]
+__all__ = ["BUILTIN", "architecture", "create", "load_weights"]
 
 
 def load_weights(module: nn.Module, path: str | Path) -> None:

@@ -93,7 +93,6 @@ def check(
     *,
     alpha: float = 1.0,
     resolution: int = 224,
-    batch: int = 1,
     classes: int = 1000,
 ) -> None:
     """Raise InputError, without importing PyTorch, when `create` could not make this network."""
@@ -103,12 +102,10 @@ def check(
         raise InputError(f"unknown model {name!r}: {listing}")
     largest = LARGEST_ALPHA[name]
     if not 0 < alpha <= largest:
-        raise InputError(f"{name}: alpha {alpha:g} must be above 0 and at most {largest:g}")
+        raise InputError(f"{name}: alpha {alpha} must be above 0 and at most {largest}")
     if resolution < SMALLEST_RESOLUTION:
         raise InputError(
             f"{name}: resolution {resolution} must be at least {SMALLEST_RESOLUTION} pixels"
         )
-    if batch < 1:
-        raise InputError(f"{name}: batch {batch} must be at least 1")
     if classes < 1:
         raise InputError(f"{name}: classes {classes} must be at least 1")

@@ -22,7 +22,7 @@ class MobileNet(nn.Module):
         Raises InputError when batch is below 1.
         """
         if batch < 1:
-            raise InputError(f"batch {batch}: must be at least 1")
+            raise InputError(f"batch {batch} must be at least 1")
         return (batch, 3, self.resolution, self.resolution)
 
 
