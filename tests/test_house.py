@@ -152,3 +152,50 @@ def test_make_refuses_an_old_python(tmp_path: Path) -> None:
     result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert result.returncode != 0 and "Python 3.11 or newer is needed" in result.stderr
     assert not (tmp_path / ".venv").exists()
+
+
+SKIPS = """
+import pytest
+
+@pytest.mark.needs_tool("no-such-program", "its-package")
+def test_tool(): pass
+
+def test_module(): pytest.importorskip("no_such_module")
+
+@pytest.mark.needs_cpu("no-such-feature")
+def test_hardware(): pass
+
+@pytest.mark.needs_tool("sh", "dash")
+def test_there(): pass
+
+@pytest.mark.xfail
+def test_known(): assert False
+"""
+
+
+@pytest.mark.parametrize("in_ci", [False, True])
+def test_ci_takes_no_skip_but_for_hardware(tmp_path: Path, in_ci: bool) -> None:
+    shutil.copy(ROOT / "tests/conftest.py", tmp_path)
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    (tmp_path / "test_it.py").write_text(SKIPS)
+    (tmp_path / "test_whole.py").write_text("import pytest; pytest.importorskip('no_such_module')")
+    environment = {name: value for name, value in os.environ.items() if name != "CI"}
+    result = subprocess.run(
+        [sys.executable, "-m", "pytest", "-v", "--continue-on-collection-errors", "."],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+        env=environment | ({"CI": "true"} if in_ci else {}),
+    )
+    found = re.findall(r"::(\w+) ([A-Z]+)", result.stdout)
+    outcomes = {test: outcome.replace("ERROR", "FAILED") for test, outcome in found}
+    skip = "FAILED" if in_ci else "SKIPPED"
+    assert outcomes == {
+        "test_tool": skip,
+        "test_module": skip,
+        "test_hardware": "SKIPPED",
+        "test_there": "PASSED",
+        "test_known": "XFAIL",
+    }
+    assert ("ERROR test_whole.py" in result.stdout) == in_ci
