@@ -28,17 +28,18 @@ class Program:
         inputs: Sequence[Tensor],
         outputs: Sequence[Tensor],
         threads: int | None = None,
+        *,
+        preferred_threads: int | None = None,
     ) -> None:
         """Load the library at `path`, whose SHA-256 is `digest`. **Runs the library's code.**
 
-        `threads`: how many the caller's work is spread over; None takes the physical cores.
+        `threads`: how many the caller's work is spread over. None takes `preferred_threads`, or as
+        many of them as there are CPUs; that being None too, the physical cores.
         Raises InputError when the library does not load, or `threads` is more than there are CPUs.
         """
         self.inputs, self.outputs = tuple(inputs), tuple(outputs)
         self._exactly = threads is not None
-        self.threads = library.default_threads()
-        if threads is not None:
-            self.threads = library.check_threads(threads)
+        self.threads = library.choose_threads(threads, preferred_threads)
         self._module = library.Module(path, digest)
         self._busy = threading.Lock()
 
@@ -117,7 +118,8 @@ class Bundle:
             contents.files[manifest.LIBRARY].sha256,
             contents.inputs,
             contents.outputs,
-            contents.threads if threads is None else threads,
+            threads,
+            preferred_threads=contents.threads,
         )
         return cls(directory, contents, program)
 

@@ -66,25 +66,25 @@ def find_runtime_library() -> Path:
     )
 
 
-def default_threads() -> int:
-    """$TVM_NUM_THREADS, else the physical cores that this process may use."""
+def choose_threads(asked: int | None = None, preferred: int | None = None) -> int:
+    """The number asked for; else the preferred one; else the physical cores usable here.
+
+    The last two are cut to the CPUs that this process may use; InputError when the first is more.
+    """
     usable = _usable_cpus()
-    asked = os.environ.get("TVM_NUM_THREADS", "")
-    if asked.isdecimal() and int(asked):
-        return min(int(asked), len(usable))
+    if asked is not None:
+        if not 1 <= asked <= len(usable):
+            raise InputError(
+                f"threads must be from 1 to {len(usable)}, the CPUs usable here, not {asked}"
+            )
+        return asked
+    if preferred is not None:
+        return min(preferred, len(usable))
     cores = set()
     for cpu in usable:
         siblings = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
         cores.add(siblings.read_text() if siblings.is_file() else str(cpu))
     return len(cores)
-
-
-def check_threads(threads: int) -> int:
-    """The number of threads, if this process can have it; else InputError."""
-    usable = len(_usable_cpus())
-    if not 1 <= threads <= usable:
-        raise InputError(f"threads must be from 1 to {usable}, the CPUs usable here, not {threads}")
-    return threads
 
 
 def use_threads(threads: int, *, exactly: bool) -> None:

@@ -95,6 +95,12 @@ def is_bundle(directory: Path) -> bool:
     return isinstance(document, dict) and document.get("format") == FORMAT
 
 
+def listed_files(directory: Path) -> frozenset[str]:
+    """The file names in the manifest of a directory for which `is_bundle` holds."""
+    files = json.loads((directory / NAME).read_bytes()).get("files")
+    return frozenset(map(str, files)) if isinstance(files, dict) else frozenset()
+
+
 def check_files(directory: Path, manifest: Manifest, *, hashes: bool = True) -> None:
     """Compare the bundle's files with its manifest: kind, size and, with `hashes`, content.
 

@@ -1,0 +1,201 @@
+"""The verbs of the command line as functions.
+
+    import tvm_mobilenet as tm
+
+    tm.export("mobilenet_v1", "m.onnx", alpha=1.0, resolution=224)
+    bundle = tm.build("m.onnx", target="native", output="out")
+    logits = bundle.run(x)
+    tm.validate("out").summary()
+
+A model is what the command line's MODEL may be, or a `torch.nn.Module`; the options are those of
+the command line. Errors are `tvm_mobilenet.errors`: InputError and its siblings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tvm_mobilenet.errors import UsageError
+from tvm_mobilenet.runtime import Bundle
+
+if TYPE_CHECKING:
+    import onnx
+    import torch
+
+    from tvm_mobilenet.frontend.export import Exporter
+    from tvm_mobilenet.models.cost import Cost
+    from tvm_mobilenet.parity import ParityReport
+    from tvm_mobilenet.profiling.bench import BenchReport
+
+__all__ = ["Bundle", "bench", "build", "cost", "export", "load", "validate"]
+
+Progress = Callable[[str], None]
+
+
+def build(
+    model: str | Path | torch.nn.Module,
+    *,
+    target: str = "native",
+    output: str | Path,
+    alpha: float = 1.0,
+    resolution: int = 224,
+    batch: int = 1,
+    classes: int = 1000,
+    weights: Path | None = None,
+    exporter: Exporter = "dynamo",
+    threads: int | None = None,
+    logs: Path | None = None,
+    dump_ir: Path | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    progress: Progress | None = None,
+) -> Bundle:
+    """Compile a model, prove it equal to PyTorch, write the bundle `output` and load it.
+
+    For a target that this machine cannot run the bundle is written but not loaded: use
+    `tvm_mobilenet.deploy.build`. Raises as that function does.
+    """
+    from tvm_mobilenet import deploy
+
+    built = deploy.build(
+        model,
+        target=target,
+        output=output,
+        alpha=alpha,
+        resolution=resolution,
+        batch=batch,
+        classes=classes,
+        weights=weights,
+        exporter=exporter,
+        threads=threads,
+        logs=logs,
+        dump_ir=dump_ir,
+        mean=mean,
+        std=std,
+        progress=progress,
+    )
+    return load(built.path)
+
+
+def load(path: str | Path, *, threads: int | None = None, verify: bool = True) -> Bundle:
+    """Load a bundle; see `runtime.Bundle.load`. **This runs the code in the bundle.**"""
+    return Bundle.load(path, threads=threads, verify=verify)
+
+
+def export(
+    model: str | torch.nn.Module,
+    path: str | Path,
+    *,
+    alpha: float = 1.0,
+    resolution: int = 224,
+    batch: int = 1,
+    classes: int = 1000,
+    weights: Path | None = None,
+    exporter: Exporter = "dynamo",
+    opset: int | None = None,
+) -> onnx.ModelProto:
+    """Write a PyTorch model as checked ONNX to `path`, whole or not at all, and return it.
+
+    Raises as `frontend.load_module` and `frontend.export_onnx` do.
+    """
+    from tvm_mobilenet import frontend
+
+    loaded = frontend.load_module(
+        model, alpha=alpha, resolution=resolution, batch=batch, classes=classes, weights=weights
+    )
+    return frontend.export_onnx(
+        loaded.module, loaded.input_shape, path, exporter=exporter, opset=opset
+    )
+
+
+def cost(
+    model: str | Path | torch.nn.Module,
+    *,
+    alpha: float = 1.0,
+    resolution: int = 224,
+    batch: int = 1,
+    classes: int = 1000,
+) -> Cost:
+    """Mult-adds and parameters of a model per layer and in all; nothing is compiled.
+
+    An ONNX file has its own size: only `batch` applies to it, where its batch axis is symbolic.
+    """
+    from tvm_mobilenet import frontend
+    from tvm_mobilenet.models.cost import cost, cost_of_onnx
+
+    if isinstance(model, str | Path) and str(model).endswith(".onnx"):
+        from tvm_mobilenet.frontend.read import read_file
+
+        return cost_of_onnx(read_file(Path(model)), batch=None if batch == 1 else batch)
+    loaded = frontend.load_module(
+        model, alpha=alpha, resolution=resolution, batch=batch, classes=classes
+    )
+    return cost(loaded.module, loaded.input_shape)
+
+
+def validate(
+    subject: str | Path | torch.nn.Module,
+    *,
+    target: str = "native",
+    against: str | Path | torch.nn.Module | None = None,
+    alpha: float = 1.0,
+    resolution: int = 224,
+    batch: int = 1,
+    classes: int = 1000,
+    weights: Path | None = None,
+    exporter: Exporter = "dynamo",
+    seed: int = 1,
+    count: int = 2,
+    images: Sequence[Path] = (),
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> ParityReport:
+    """Parity of a bundle directory, or of a model compiled for `target` for the occasion.
+
+    A bundle is judged on its stored samples and, with the model it was built from given as
+    `against`, on `count` fresh ones and on `images`. The options from `alpha` to `exporter` are
+    those of the model. A failure is in the report, not raised. Raises InputError, MissingToolError.
+    """
+    from tvm_mobilenet import deploy, frontend, targets
+
+    def imported(model: str | Path | torch.nn.Module) -> frontend.ImportedModel:
+        return frontend.load_model(
+            model,
+            alpha=alpha,
+            resolution=resolution,
+            batch=batch,
+            classes=classes,
+            weights=weights,
+            exporter=exporter,
+        )
+
+    if isinstance(subject, str | Path) and Path(subject).is_dir():
+        return deploy.validate_bundle(
+            subject,
+            against=None if against is None else imported(against),
+            seed=seed,
+            count=count,
+            images=images,
+            threads=threads,
+        )
+    if against is not None:
+        raise UsageError("'against' goes with a bundle; a model is its own reference")
+    spec = targets.load(target)
+    return deploy.validate_model(
+        imported(subject),
+        spec,
+        seed=seed,
+        count=count,
+        images=images,
+        threads=threads,
+        progress=progress or (lambda message: None),
+    )
+
+
+def bench(models: str | Path | Sequence[str | Path], **options: Any) -> BenchReport:
+    """Latency of our builds of `models` against other runtimes; see `profiling.bench.bench`."""
+    from tvm_mobilenet.profiling.bench import bench
+
+    return bench([models] if isinstance(models, str | Path) else models, **options)

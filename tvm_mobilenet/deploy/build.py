@@ -1,0 +1,165 @@
+"""The main job in one function: import, compile, prove equal to PyTorch, write the bundle."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tvm_mobilenet.deploy.bundle import check_output, write_bundle
+from tvm_mobilenet.deploy.library import cpu_features, export_library
+from tvm_mobilenet.errors import InputError, ParityError, UsageError
+from tvm_mobilenet.parity import ParityReport, Sample, judge, samples
+from tvm_mobilenet.runtime import Tensor, host, manifest
+from tvm_mobilenet.runtime.bundle import Program
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+    from tvm_mobilenet.compiler_pass.pipeline import Compiled
+    from tvm_mobilenet.frontend import ImportedModel
+    from tvm_mobilenet.frontend.export import Exporter
+    from tvm_mobilenet.imaging import Preprocessing
+    from tvm_mobilenet.targets import TargetSpec
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Built:
+    """A bundle that was written, and what is known of it. `seconds`: from import to bundle."""
+
+    path: Path
+    compiled: Compiled
+    preprocessing: Preprocessing | None
+    parity: ParityReport
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Proven:
+    """A compiled model, its shared library, and the verdict on it with the samples used."""
+
+    compiled: Compiled
+    library: Path
+    samples: Sequence[Sample]
+    parity: ParityReport
+
+
+def build(
+    model: str | Path | torch.nn.Module,
+    *,
+    target: str = "native",
+    output: str | Path,
+    alpha: float = 1.0,
+    resolution: int = 224,
+    batch: int = 1,
+    classes: int = 1000,
+    weights: Path | None = None,
+    exporter: Exporter = "dynamo",
+    threads: int | None = None,
+    logs: Path | None = None,
+    dump_ir: Path | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    progress: Progress | None = None,
+) -> Built:
+    """Build a model (see `frontend.load_model`) for a target and write the bundle.
+
+    mean, std: pre-processing of pictures instead of the model's own (see `imaging`).
+    threads: how many the bundle runs on unless told otherwise (None: the physical cores).
+    logs: directory of tuning records; dump_ir: directory for the IR after each compiler phase.
+
+    Raises ParityError, with nothing written, when the compiled code is not equal to PyTorch;
+    InputError for a model, target or output that cannot be used; MissingToolError.
+    """
+    from tvm_mobilenet import frontend, targets
+    from tvm_mobilenet.imaging import choose_preprocessing
+
+    start = time.perf_counter()
+    if logs is not None:
+        raise UsageError("logs: this release has no tuning records to read; leave it out")
+    say = progress or (lambda message: None)
+    spec = targets.load(target)
+    check_output(output)
+    if threads is not None and threads < 1:
+        raise InputError(f"threads must be at least 1, not {threads}")
+    say(f"importing {model if isinstance(model, str | Path) else type(model).__name__}")
+    imported = frontend.load_model(
+        model,
+        alpha=alpha,
+        resolution=resolution,
+        batch=batch,
+        classes=classes,
+        weights=weights,
+        exporter=exporter,
+    )
+    shape = imported.inputs[0].shape if len(imported.inputs) == 1 else ()
+    preprocessing = choose_preprocessing(imported.name, shape, mean=mean, std=std)
+    with tempfile.TemporaryDirectory(prefix="tvm-mobilenet-") as folder:
+        proven = compile_and_prove(
+            imported,
+            spec,
+            Path(folder) / manifest.LIBRARY,
+            threads=threads,
+            dump_ir=dump_ir,
+            progress=say,
+        )
+        if proven.parity.checked and not proven.parity.passed:
+            raise ParityError(f"{proven.parity.summary()}; no bundle was written")
+        say(f"writing {output}")
+        path = write_bundle(
+            proven.compiled,
+            proven.parity,
+            proven.samples,
+            output,
+            library=proven.library,
+            preprocessing=preprocessing,
+            threads=threads,
+        )
+    seconds = time.perf_counter() - start
+    return Built(path, proven.compiled, preprocessing, proven.parity, seconds)
+
+
+def compile_and_prove(
+    imported: ImportedModel,
+    target: TargetSpec,
+    library: Path,
+    *,
+    inputs: Sequence[Mapping[str, np.ndarray]] | None = None,
+    threads: int | None = None,
+    dump_ir: Path | None = None,
+    progress: Progress,
+) -> Proven:
+    """Compile, link to the file `library`, load that very file and judge it.
+
+    inputs: what to judge on; None takes `parity.samples`. Code that this machine cannot run is not
+    judged, and the report says so; the reference's outputs are worked out all the same, for the
+    device.
+    """
+    from tvm_mobilenet.compiler_pass.pipeline import compile_model
+    from tvm_mobilenet.parity.reference import evaluate
+
+    compiled = compile_model(imported, target, dump_ir=dump_ir, progress=progress)
+    progress("linking")
+    export_library(compiled, library)
+    progress("comparing with PyTorch")
+    references = evaluate(imported, samples(imported) if inputs is None else inputs)
+    reason = host.why_not_here(host.architecture(target.mtriple), cpu_features(target))
+    if reason:
+        report = ParityReport((), 0, not_checked=reason)
+    else:
+        program = Program(
+            library,
+            manifest.file_digest(library),
+            [Tensor(i.name, i.shape, i.dtype) for i in imported.inputs],
+            [Tensor(o.name, o.shape, o.dtype) for o in imported.outputs],
+            preferred_threads=threads,
+        )
+        report = judge([program.run(sample.inputs) for sample in references], references)
+    progress(report.summary())
+    return Proven(compiled, library, references, report)

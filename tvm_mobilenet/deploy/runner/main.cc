@@ -1,0 +1,258 @@
+// Runs the bundle with TVM's runtime alone: proves parity on the stored samples, or times it.
+//
+//   runner [--bundle DIR] [--threads N] [--repeat N]
+//
+// Without --repeat: runs every sample and holds the outputs against PyTorch's, float32 and float64,
+// by the rule of the build (see parity in manifest.json). With --repeat: that, then N timed runs.
+// Exit codes: 0 done; 2 usage; 3 the bundle cannot be used; 5 parity failed.
+
+#include <tvm/ffi/container/array.h>
+#include <tvm/ffi/container/map.h>
+#include <tvm/ffi/container/tensor.h>
+#include <tvm/ffi/extra/json.h>
+#include <tvm/ffi/extra/module.h>
+#include <tvm/ffi/function.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <thread>
+
+#include "npz.h"
+
+#ifdef __linux__
+#include <sched.h>
+#endif
+
+namespace ffi = tvm::ffi;
+namespace json = tvm::ffi::json;
+
+struct Options {
+  std::string bundle = BUNDLE_DIRECTORY;
+  int threads = 0;  // 0: as the bundle was built, else one for each usable CPU
+  int repeat = 0;
+};
+
+[[noreturn]] void usage(const std::string& problem) {
+  std::fprintf(stderr, "runner: %s\nusage: runner [--bundle DIR] [--threads N] [--repeat N]\n",
+               problem.c_str());
+  std::exit(2);
+}
+
+int positive(const std::string& text) {
+  char* end = nullptr;
+  const long value = std::strtol(text.c_str(), &end, 10);
+  if (*end != '\0' || value < 1 || value > 1000000) usage("'" + text + "' is no positive number");
+  return static_cast<int>(value);
+}
+
+Options parse(int argc, char** argv) {
+  Options options;
+  for (int i = 1; i < argc; i += 2) {
+    const std::string name = argv[i];
+    if (i + 1 == argc) usage("'" + name + "' lacks its value or is unknown");
+    const std::string value = argv[i + 1];
+    if (name == "--bundle") {
+      options.bundle = value;
+    } else if (name == "--threads") {
+      options.threads = positive(value);
+    } else if (name == "--repeat") {
+      options.repeat = positive(value);
+    } else {
+      usage("unknown option '" + name + "'");
+    }
+  }
+  return options;
+}
+
+struct Allocator {  // compiled code loads whole vectors from its inputs
+  static constexpr size_t kAlignment = 64;
+  void AllocData(DLTensor* tensor) {
+    const size_t bytes = ffi::GetDataSize(*tensor);
+    tensor->data = std::aligned_alloc(kAlignment, (bytes / kAlignment + 1) * kAlignment);
+    if (tensor->data == nullptr) throw std::bad_alloc();
+  }
+  void FreeData(DLTensor* tensor) { std::free(tensor->data); }
+};
+
+ffi::Tensor to_tensor(const npz::Array& array) {
+  const uint8_t bits = array.dtype == "<f8" ? 64 : 32;
+  ffi::Tensor tensor = ffi::Tensor::FromNDAlloc(
+      Allocator(), ffi::ShapeView(array.shape.data(), array.shape.size()),
+      DLDataType{kDLFloat, bits, 1}, DLDevice{kDLCPU, 0});
+  std::memcpy(tensor.data_ptr(), array.bytes.data(), array.bytes.size());
+  return tensor;
+}
+
+// The model in TVM's virtual machine.
+class Model {
+ public:
+  explicit Model(const std::string& path)
+      : library_(ffi::Module::LoadFromFile(path)),
+        machine_(function(library_, "vm_load_executable")().cast<ffi::Module>()) {
+    constexpr int kPooledAllocator = 2;
+    function(machine_, "vm_initialization")(static_cast<int>(kDLCPU), 0, kPooledAllocator);
+    main_ = function(machine_, "main");
+  }
+
+  std::vector<ffi::Tensor> run(const std::vector<ffi::Tensor>& inputs) const {
+    const std::vector<ffi::AnyView> arguments(inputs.begin(), inputs.end());
+    ffi::Any result;
+    main_.CallPacked(arguments.data(), static_cast<int>(arguments.size()), &result);
+    if (auto single = result.as<ffi::Tensor>()) return {*single};
+    std::vector<ffi::Tensor> outputs;
+    for (const ffi::Tensor& output : result.cast<ffi::Array<ffi::Tensor>>()) {
+      outputs.push_back(output);
+    }
+    return outputs;
+  }
+
+ private:
+  static ffi::Function function(const ffi::Module& module, const char* name) {
+    return module->GetFunction(name).value();
+  }
+
+  ffi::Module library_;
+  ffi::Module machine_;
+  ffi::Function main_;
+};
+
+json::Object read_manifest(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  const std::string text((std::istreambuf_iterator<char>(file)), {});
+  if (text.empty()) throw std::runtime_error(path + " is missing or empty");
+  return json::Parse(text).cast<json::Object>();
+}
+
+// Spreads work over `threads` of the CPUs usable here, and binds no thread to one of them.
+void use_threads(int threads) {
+  ffi::Array<ffi::String> cpus;
+#ifdef __linux__
+  cpu_set_t usable;
+  CPU_ZERO(&usable);
+  sched_getaffinity(0, sizeof(usable), &usable);
+  for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
+    if (CPU_ISSET(cpu, &usable)) cpus.push_back(std::to_string(cpu));
+  }
+#else
+  for (unsigned cpu = 0; cpu < std::thread::hardware_concurrency(); ++cpu) {
+    cpus.push_back(std::to_string(cpu));
+  }
+#endif
+  const int most = static_cast<int>(cpus.size());
+  if (threads > most) usage("only " + std::to_string(most) + " CPUs are usable here");
+  constexpr int kShareAllCores = -3;
+  ffi::Function::GetGlobalRequired("runtime.config_threadpool")(
+      kShareAllCores, threads == 0 ? most : threads, cpus);
+}
+
+// Errors of one output over all samples, against float64; the rule is parity/judge.py's.
+struct Errors {
+  double max_abs = 0, torch_max_abs = 0, scale = 0;
+  double squares = 0, torch_squares = 0, reference_squares = 0;
+  int64_t misplaced = 0;  // NaN or infinity where PyTorch has none, or the other way round
+
+  void add(double got, double torch32, double exact) {
+    if (!std::isfinite(got) || !std::isfinite(torch32)) {
+      misplaced += !(got == torch32 || (std::isnan(got) && std::isnan(torch32)));
+      return;
+    }
+    if (!std::isfinite(exact)) return;
+    const double error = got - exact, torch_error = torch32 - exact;
+    max_abs = std::max(max_abs, std::fabs(error));
+    torch_max_abs = std::max(torch_max_abs, std::fabs(torch_error));
+    scale = std::max(scale, std::fabs(exact));
+    squares += error * error;
+    torch_squares += torch_error * torch_error;
+    reference_squares += exact * exact;
+  }
+
+  bool passed(double factor, double floor_ulps) const {
+    const double floor = floor_ulps * std::ldexp(1.0, -23);
+    const double norm = std::sqrt(reference_squares);
+    const double allowed_norm = std::max(factor * std::sqrt(torch_squares), floor * norm);
+    return misplaced == 0 && max_abs <= std::max(factor * torch_max_abs, floor * scale) &&
+           std::sqrt(squares) <= allowed_norm;
+  }
+};
+
+bool prove_parity(const Model& model, const std::map<std::string, npz::Array>& samples,
+                  const json::Object& manifest) {
+  const auto parity = manifest["parity"].cast<json::Object>();
+  const auto factor = parity["factor"].cast<double>();
+  const auto floor_ulps = parity["floor_ulps"].cast<double>();
+  const auto inputs = manifest["inputs"].cast<json::Array>();
+  const auto outputs = manifest["outputs"].cast<json::Array>();
+  std::vector<Errors> errors(outputs.size());
+  int count = 0;
+  for (; samples.count(std::to_string(count) + ".input.0"); ++count) {
+    const std::string sample = std::to_string(count);
+    std::vector<ffi::Tensor> arguments;
+    for (size_t i = 0; i < inputs.size(); ++i) {
+      arguments.push_back(to_tensor(samples.at(sample + ".input." + std::to_string(i))));
+    }
+    const std::vector<ffi::Tensor> results = model.run(arguments);
+    for (size_t i = 0; i < outputs.size(); ++i) {
+      const npz::Array& torch32 = samples.at(sample + ".float32." + std::to_string(i));
+      const npz::Array& exact = samples.at(sample + ".float64." + std::to_string(i));
+      if (results.at(i).numel() != static_cast<int64_t>(exact.size())) {
+        throw std::runtime_error("an output's size differs from the sample's");
+      }
+      const float* got = static_cast<const float*>(results[i].data_ptr());
+      for (size_t j = 0; j < exact.size(); ++j) errors[i].add(got[j], torch32[j], exact[j]);
+    }
+  }
+  if (count == 0) throw std::runtime_error("the bundle has no samples");
+  bool passed = true;
+  for (size_t i = 0; i < outputs.size(); ++i) {
+    const auto name = outputs[i].cast<json::Object>()["name"].cast<std::string>();
+    const bool good = errors[i].passed(factor, floor_ulps);
+    passed = passed && good;
+    std::printf("%s %s: max error %.3g, PyTorch float32's own %.3g, NaN or infinity misplaced %lld\n",
+                good ? "ok  " : "FAIL", name.c_str(), errors[i].max_abs, errors[i].torch_max_abs,
+                static_cast<long long>(errors[i].misplaced));
+  }
+  std::printf("parity %s on %d samples\n", passed ? "passed" : "failed", count);
+  return passed;
+}
+
+void measure(const Model& model, const std::map<std::string, npz::Array>& samples, size_t inputs,
+             int repeat) {
+  std::vector<ffi::Tensor> arguments;
+  for (size_t i = 0; i < inputs; ++i) {
+    arguments.push_back(to_tensor(samples.at("0.input." + std::to_string(i))));
+  }
+  std::vector<double> times;
+  constexpr int kWarmUp = 5;
+  for (int i = -kWarmUp; i < repeat; ++i) {
+    const auto start = std::chrono::steady_clock::now();
+    model.run(arguments);
+    const std::chrono::duration<double, std::milli> time = std::chrono::steady_clock::now() - start;
+    if (i >= 0) times.push_back(time.count());
+  }
+  std::sort(times.begin(), times.end());
+  std::printf("latency in ms over %d runs: median %.4f, p10 %.4f, p90 %.4f, least %.4f\n", repeat,
+              times[times.size() / 2], times[times.size() / 10], times[times.size() * 9 / 10],
+              times.front());
+}
+
+int main(int argc, char** argv) {
+  const Options options = parse(argc, argv);
+  try {
+    const json::Object manifest = read_manifest(options.bundle + "/manifest.json");
+    const auto stored_threads = manifest["threads"].as<int>().value_or(0);
+    use_threads(options.threads > 0 ? options.threads : stored_threads);
+    const auto samples = npz::load(options.bundle + "/samples.npz");
+    const Model model(options.bundle + "/model.so");
+    if (!prove_parity(model, samples, manifest)) return 5;
+    if (options.repeat > 0) {
+      measure(model, samples, manifest["inputs"].cast<json::Array>().size(), options.repeat);
+    }
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "runner: %s\n", error.what());
+    return 3;
+  }
+  return 0;
+}
