@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -18,6 +19,7 @@ from tvm_mobilenet.errors import InputError
 
 if TYPE_CHECKING:
     import onnx
+    import torch
     from torch import nn
 
 KINDS = ("stem", "depthwise", "pointwise", "conv", "squeeze-excite", "dense")
@@ -94,7 +96,6 @@ def cost(module: nn.Module, input_shape: Sequence[int]) -> Cost:
     twice and its parameters once. Raises InputError when the module rejects the shape.
     """
     import torch
-    from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.utils._python_dispatch import TorchDispatchMode
     from torch.utils._pytree import tree_leaves
 
@@ -135,7 +136,7 @@ def cost(module: nn.Module, input_shape: Sequence[int]) -> Cost:
     try:
         for layer in training:
             layer.training = False
-        with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
+        with torch.no_grad(), _shapes_only(device):
             images = torch.empty(tuple(input_shape), device=device)
             counter.network_input(value(images))
             with Recorder():
@@ -149,6 +150,16 @@ def cost(module: nn.Module, input_shape: Sequence[int]) -> Cost:
         for layer in training:
             layer.training = True
     return counter.cost(sum(p.numel() for p in module.parameters()))
+
+
+def _shapes_only(device: torch.device) -> AbstractContextManager[object]:
+    """Within it, modules on the device compute shapes but no values."""
+    if device.type == "meta":
+        return nullcontext()
+    # Several times slower to import and run, but takes modules with weights.
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    return FakeTensorMode(allow_non_fake_inputs=True)
 
 
 def cost_of_onnx(
