@@ -57,12 +57,13 @@ def export_onnx(
         other = EXPORTERS[1 - EXPORTERS.index(exporter)]
         raise InputError(
             f"{what}: the {exporter} exporter fails ({type(error).__name__}: {first_line(error)}); "
-            f"the {other} exporter may know it"
+            f"try the {other} exporter"
         ) from error
-    if opset is not None and opset_of(model) != opset:
+    if opset is not None and (written := opset_of(model)) != opset:
+        older = exporter == "dynamo" and opset < written
+        hint = "use the torchscript exporter" if older else "leave the opset out"
         raise InputError(
-            f"{what}: the {exporter} exporter wrote opset {opset_of(model)}, not {opset}; leave "
-            "the opset out, or use the torchscript exporter for an older one"
+            f"{what}: the {exporter} exporter cannot write opset {opset}, only {written}; {hint}"
         )
     if path is not None:
         _write(model, Path(path))
@@ -79,7 +80,7 @@ def _exported(
     import onnx
     import torch
 
-    from tvm_mobilenet.frontend.quiet import quiet
+    from tvm_mobilenet.frontend.quiet import quiet, silent_stdout
 
     example = torch.zeros(input_shape)
     options = {
@@ -94,7 +95,8 @@ def _exported(
         with quiet(), torch.no_grad():
             if exporter == "torchscript":
                 buffer = io.BytesIO()
-                torch.onnx.export(module, (example,), buffer, dynamo=False, **options)  # type: ignore[arg-type]
+                with silent_stdout():
+                    torch.onnx.export(module, (example,), buffer, dynamo=False, **options)  # type: ignore[arg-type]
                 return onnx.load_from_string(buffer.getvalue())
             program = torch.onnx.export(module, (example,), dynamo=True, **options)  # type: ignore[arg-type]
             return _with_readable_names(program.model)  # type: ignore[union-attr]

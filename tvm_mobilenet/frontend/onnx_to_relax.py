@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,19 +53,17 @@ def import_onnx(
     mod, node_names = _to_relax(fixed, where)
     main = mod["main"]
     results = main.ret_ty.fields if isinstance(main.ret_ty, relax.TupleType) else [main.ret_ty]
-    values = read.graph_inputs(fixed.graph)
-    return ImportedModel(
-        name=name,
-        mod=mod,
-        onnx=fixed,
-        inputs=tuple(_info(v.name, p.ty, where) for v, p in zip(values, main.params, strict=True)),
-        outputs=tuple(
-            _info(v.name, ty, where) for v, ty in zip(fixed.graph.output, results, strict=True)
-        ),
-        module=module,
-        source=where,
-        node_names=node_names,
-    )
+    inputs = _infos(read.graph_inputs(fixed.graph), [p.ty for p in main.params], where)
+    outputs = _infos(fixed.graph.output, results, where)
+    for output in outputs:
+        if output.name in read.batched_outputs(model.graph) and (
+            output.shape[:1] != inputs[0].shape[:1]
+        ):
+            raise InputError(
+                f"{where}: output '{output.name}' comes out as {list(output.shape)} for batch "
+                f"{inputs[0].shape[0]}; a Reshape in the model fixes the batch, so export it again"
+            )
+    return ImportedModel(name, mod, fixed, inputs, outputs, module, where, node_names)
 
 
 _WEIGHT_TYPES = (
@@ -84,6 +82,13 @@ class _Importer(ONNXGraphImporter):
         super().__init__({}, None)
         self._where = where
         self.ends: list[tuple[str, onnx.NodeProto]] = []
+
+    def from_onnx(self, graph: onnx.GraphProto, opset: int) -> tvm.IRModule:
+        try:
+            return super().from_onnx(graph, opset)
+        except BaseException:
+            self.bb._end_block()  # or TVM complains on stderr when the builder is freed
+            raise
 
     def _sanitize_name(self, name: str) -> str:
         return _identifier(name)
@@ -141,21 +146,38 @@ class _Importer(ONNXGraphImporter):
 def _to_relax(
     model: onnx.ModelProto, where: str
 ) -> tuple[tvm.IRModule, dict[str, tuple[str, ...]]]:
-    with quiet():
-        simple = simplify(model)
-        _check_weight_types(simple, where)
-        importer = _Importer(where)
-        mod = importer.from_onnx(simple.graph, read.opset_of(simple))
-        nodes = _nodes_of_bindings(mod["main"], importer.ends)
-        passes = [
-            relax.transform.FoldConstant(),
-            relax.transform.CanonicalizeBindings(),
-            relax.transform.DeadCodeElimination(),
-        ]
-        mod = tvm.ir.transform.Sequential(passes)(mod)
+    try:
+        with quiet():
+            simple = simplify(model)
+            _check_weight_types(simple, where)
+            importer = _Importer(where)
+            mod = importer.from_onnx(simple.graph, read.opset_of(simple))
+            nodes = _nodes_of_bindings(mod["main"], importer.ends)
+            mod = _tidied(mod)
+    except InputError:
+        raise
+    except Exception as error:  # a graph can be odd in ways that no check above foresees
+        root = _root_cause(error)
+        raise InputError(
+            f"{where}: cannot be imported ({type(root).__name__}: {read.first_line(root)})"
+        ) from error
     names = _binding_names(mod["main"], nodes)
     mod["main"] = _Renamer(names).visit_expr(mod["main"])
     return mod, {names[old]: source_nodes(nodes[old]) for old in names}
+
+
+def _tidied(mod: tvm.IRModule) -> tvm.IRModule:
+    """Without constant subexpressions, trivial bindings and what nothing uses."""
+    passes = [
+        relax.transform.FoldConstant(),
+        relax.transform.CanonicalizeBindings(),
+        relax.transform.DeadCodeElimination(),
+    ]
+    return tvm.ir.transform.Sequential(passes)(mod)
+
+
+def _root_cause(error: BaseException) -> BaseException:
+    return _root_cause(error.__cause__) if error.__cause__ else error
 
 
 def _check_weight_types(simple: onnx.ModelProto, where: str) -> None:
@@ -243,7 +265,14 @@ class _Renamer(relax.PyExprMutator):
         return new
 
 
-def _info(name: str, ty: relax.TensorType, where: str) -> TensorInfo:
-    if not isinstance(ty, relax.TensorType):
-        raise InputError(f"{where}: '{name}' is no tensor; only tensors can be given and returned")
-    return TensorInfo(name, tuple(int(dim) for dim in ty.shape), str(ty.dtype))
+def _infos(
+    values: Iterable[onnx.ValueInfoProto], types: Iterable[Any], where: str
+) -> tuple[TensorInfo, ...]:
+    infos = []
+    for value, ty in zip(values, types, strict=True):
+        if not isinstance(ty, relax.TensorType):
+            raise InputError(
+                f"{where}: '{value.name}' is no tensor; a model maps tensors to tensors"
+            )
+        infos.append(TensorInfo(value.name, tuple(int(dim) for dim in ty.shape), str(ty.dtype)))
+    return tuple(infos)

@@ -5,8 +5,11 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import os
+import sys
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 
 _NOISY = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
 
@@ -29,3 +32,20 @@ def quiet() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def silent_stdout() -> Iterator[None]:
+    """Within it, what C++ code writes to the process's standard output is dropped.
+
+    The TorchScript exporter prints whole graphs there when it fails.
+    """
+    sys.stdout.flush()
+    saved = os.dup(1)
+    try:
+        with Path(os.devnull).open("wb") as nowhere:
+            os.dup2(nowhere.fileno(), 1)
+        yield
+    finally:
+        os.dup2(saved, 1)
+        os.close(saved)

@@ -90,13 +90,8 @@ def checked(model: ModelProto, where: str, batch: int | None = None) -> ModelPro
     _check_tensors(model, where)
     _check_operators(model, where)
     _check_training(model, where)
-    try:
-        if not all(value.type.tensor_type.HasField("shape") for value in model.graph.output):
-            model = onnx.shape_inference.infer_shapes(model)
-        onnx.checker.check_model(model)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise InputError(f"{where}: not valid ONNX: {first_line(error)}") from None
     _fix_shapes(model, where, batch)
+    _check_validity(model, where)
     return _raised_opset(model, where)
 
 
@@ -110,6 +105,14 @@ def graph_inputs(graph: GraphProto) -> list[onnx.ValueInfoProto]:
     """The inputs that a caller must give: those without an initializer."""
     constants = {tensor.name for tensor in graph.initializer}
     return [value for value in graph.input if value.name not in constants]
+
+
+def batched_outputs(graph: GraphProto) -> list[str]:
+    """The outputs whose first axis is declared as the symbolic batch of an input."""
+    firsts = {value.name: value.type.tensor_type.shape.dim[:1] for value in graph.output}
+    inputs = [value.type.tensor_type.shape.dim[:1] for value in graph_inputs(graph)]
+    symbols = {dim.dim_param for dims in inputs for dim in dims if dim.dim_param}
+    return [name for name, dims in firsts.items() if any(d.dim_param in symbols for d in dims)]
 
 
 def _check_tensors(model: ModelProto, where: str) -> None:
@@ -166,6 +169,23 @@ def _check_training(model: ModelProto, where: str) -> None:
             )
 
 
+def _check_validity(model: ModelProto, where: str) -> None:
+    # The checker insists on the outputs' shapes, which nobody else needs.
+    shapeless = [value for value in model.graph.output if not _has_shape(value)]
+    try:
+        for value in shapeless:
+            value.type.tensor_type.shape.SetInParent()
+        onnx.checker.check_model(model)
+    except onnx.checker.ValidationError as error:
+        raise InputError(f"{where}: not valid ONNX: {first_line(error)}") from None
+    for value in shapeless:
+        value.type.tensor_type.ClearField("shape")
+
+
+def _has_shape(value: onnx.ValueInfoProto) -> bool:
+    return bool(value.type.tensor_type.HasField("shape"))
+
+
 def _fix_shapes(model: ModelProto, where: str, batch: int | None) -> None:
     """Writes static shapes into the graph's inputs and drops stale shapes elsewhere."""
     if batch is not None and batch < 1:
@@ -178,7 +198,7 @@ def _fix_shapes(model: ModelProto, where: str, batch: int | None) -> None:
                 f"{where}: input '{value.name}' is {type_name(kind.elem_type)}; only float32 "
                 "inputs can be built, so move the conversion out of the model"
             )
-        if not kind.HasField("shape"):
+        if not _has_shape(value):
             raise InputError(
                 f"{where}: input '{value.name}' has no shape; export the model with a fixed one"
             )
