@@ -173,6 +173,7 @@ def test_known(): assert False
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("in_ci", [False, True])
 def test_ci_takes_no_skip_but_for_hardware(tmp_path: Path, in_ci: bool) -> None:
     shutil.copy(ROOT / "tests/conftest.py", tmp_path)
