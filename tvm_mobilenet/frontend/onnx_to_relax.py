@@ -49,7 +49,10 @@ def import_onnx(
         path = Path(model)
         name, where = name or path.stem, source or str(path)
         model = read.read_file(path)
-    fixed = read.checked(model, where, batch)
+    try:
+        fixed = read.checked(model, where, batch)
+    except UnicodeDecodeError:
+        raise InputError(f"{where}: not valid ONNX: a name in it is no text") from None
     mod, node_names = _to_relax(fixed, where)
     main = mod["main"]
     results = main.ret_ty.fields if isinstance(main.ret_ty, relax.TupleType) else [main.ret_ty]
@@ -81,19 +84,22 @@ class _Importer(ONNXGraphImporter):
     def __init__(self, where: str) -> None:
         super().__init__({}, None)
         self._where = where
+        self._in_function = False
         self.ends: list[tuple[str, onnx.NodeProto]] = []
 
     def from_onnx(self, graph: onnx.GraphProto, opset: int) -> tvm.IRModule:
         try:
             return super().from_onnx(graph, opset)
         except BaseException:
-            self.bb._end_block()  # or TVM complains on stderr when the builder is freed
+            if self._in_function:
+                self.bb._end_block()  # or TVM complains on stderr when the builder is freed
             raise
 
     def _sanitize_name(self, name: str) -> str:
         return _identifier(name)
 
     def _construct_nodes(self, graph: onnx.GraphProto) -> None:
+        self._in_function = True
         for node in graph.node:
             try:
                 super()._construct_nodes(onnx.GraphProto(node=[node]))
@@ -152,6 +158,8 @@ def _to_relax(
             _check_weight_types(simple, where)
             importer = _Importer(where)
             mod = importer.from_onnx(simple.graph, read.opset_of(simple))
+            if not importer.ends:
+                raise InputError(f"{where}: the outputs do not depend on the inputs")
             nodes = _nodes_of_bindings(mod["main"], importer.ends)
             mod = _tidied(mod)
     except InputError:
