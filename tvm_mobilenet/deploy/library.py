@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,8 +37,8 @@ def export_library(compiled: Compiled, path: Path) -> Path:
         compiled.executable.export_library(str(path), fcompile=compiler)
     except RuntimeError as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        reason = next((line for line in lines if "error" in line or "No space" in line), lines[-1])
-        raise InputError(f"{path}: linking failed: {reason}") from error
+        telling = (line for line in lines if re.search(r"error:\s*\S|No space left", line))
+        raise InputError(f"linking failed: {next(telling, lines[-1])}") from error
     return path
 
 

@@ -54,7 +54,7 @@ class Program:
         """`run` on arrays that `checked` returned, in the order of `inputs`: nothing is checked."""
         import numpy as np
 
-        with self._busy:  # the virtual machine has one stack
+        with self._busy:  # the virtual machine has one stack of frames
             library.use_threads(self.threads, exactly=self._exactly)
             # Copied: the machine's memory may be the input's or be used again.
             results = [np.array(np.from_dlpack(tensor)) for tensor in self._module(*arrays)]
@@ -87,7 +87,7 @@ class Program:
 class Bundle:
     """A bundle directory, loaded. `load` makes one; `run` runs it; a `with` block closes it.
 
-    Safe to use from several threads: calls take turns.
+    Safe to use from several threads: calls take turns. For calls side by side load it once a thread.
     """
 
     def __init__(self, path: Path, contents: manifest.Manifest, program: Program) -> None:

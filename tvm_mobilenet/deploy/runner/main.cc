@@ -18,6 +18,7 @@
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
+#include <filesystem>
 #include <thread>
 
 #include "npz.h"
@@ -126,6 +127,34 @@ json::Object read_manifest(const std::string& path) {
   return json::Parse(text).cast<json::Object>();
 }
 
+// A truncated library would end the process: sizes are compared, hashes only by the Python runtime.
+void check_sizes(const std::string& bundle, const json::Object& files) {
+  for (const auto& [name, entry] : files) {
+    const std::string path = bundle + "/" + std::string(name.cast<ffi::String>());
+    std::error_code error;
+    const auto size = std::filesystem::file_size(path, error);
+    if (error || static_cast<int64_t>(size) != entry.cast<json::Object>()["size"].cast<int64_t>()) {
+      throw std::runtime_error(path + " is missing or differs from what was built");
+    }
+  }
+}
+
+// Throws when this CPU lacks a feature that the code may use, instead of an illegal instruction.
+void check_cpu(const json::Object& target) {
+  std::ifstream file("/proc/cpuinfo");
+  std::string features;
+  for (std::string line; features.empty() && std::getline(file, line);) {
+    if (line.rfind("flags", 0) == 0 || line.rfind("Features", 0) == 0) features = line + " ";
+  }
+  if (features.empty()) return;  // the system does not tell
+  for (const ffi::Any& entry : target["cpu_features"].cast<json::Array>()) {
+    const auto name = entry.cast<std::string>();
+    if (features.find(" " + name + " ") == std::string::npos) {
+      throw std::runtime_error("the bundle needs a CPU with " + name + ", which this one lacks");
+    }
+  }
+}
+
 // Spreads work over `threads` of the CPUs usable here, and binds no thread to one of them.
 void use_threads(int threads) {
   ffi::Array<ffi::String> cpus;
@@ -142,10 +171,9 @@ void use_threads(int threads) {
   }
 #endif
   const int most = static_cast<int>(cpus.size());
-  if (threads > most) usage("only " + std::to_string(most) + " CPUs are usable here");
   constexpr int kShareAllCores = -3;
   ffi::Function::GetGlobalRequired("runtime.config_threadpool")(
-      kShareAllCores, threads == 0 ? most : threads, cpus);
+      kShareAllCores, threads == 0 ? most : std::min(threads, most), cpus);
 }
 
 // Errors of one output over all samples, against float64; the rule is parity/judge.py's.
@@ -242,6 +270,8 @@ int main(int argc, char** argv) {
   const Options options = parse(argc, argv);
   try {
     const json::Object manifest = read_manifest(options.bundle + "/manifest.json");
+    check_sizes(options.bundle, manifest["files"].cast<json::Object>());
+    check_cpu(manifest["target"].cast<json::Object>());
     const auto stored_threads = manifest["threads"].as<int>().value_or(0);
     use_threads(options.threads > 0 ? options.threads : stored_threads);
     const auto samples = npz::load(options.bundle + "/samples.npz");
