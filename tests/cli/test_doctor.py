@@ -39,7 +39,7 @@ def test_table_has_a_line_for_every_declared_package(capsys, no_trial_imports) -
     assert main(["doctor"]) == 0
     words = {word for line in capsys.readouterr().out.splitlines() for word in line.split()[:2]}
     assert {"Python", "apache-tvm-ffi", "torch", "psutil", "cloudpickle", "xgboost"} <= words
-    assert {"onnxruntime", "openvino", "ncnn", "MNN", "c++", "cmake"} <= words
+    assert {"onnxruntime", "openvino", "ncnn", "MNN", "C++", "cmake"} <= words
 
 
 def test_version_outside_its_pin(capsys, monkeypatch, no_trial_imports) -> None:
@@ -70,12 +70,18 @@ def test_package_that_is_not_installed(capsys, monkeypatch, no_trial_imports, pa
     assert last.startswith("tvm-mobilenet: error: psutil: not installed") == bool(code)
 
 
-def test_no_compiler(capsys, monkeypatch, no_trial_imports, tmp_path: Path) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
+@pytest.mark.parametrize("cxx", [None, "no-such-compiler"])
+def test_no_compiler(capsys, monkeypatch, no_trial_imports, tmp_path: Path, cxx) -> None:
+    if cxx:
+        monkeypatch.setenv("CXX", cxx)
+    else:
+        monkeypatch.setenv("PATH", str(tmp_path))
     assert main(["doctor", "--json"]) == 4
     found = checks(capsys)
-    assert found["c++"]["fix"] == "apt-get install g++" and found["c++"]["required"]
-    assert found["cmake"]["problem"] == "not found" and not found["cmake"]["required"]
+    compiler, cmake = found["C++ compiler"], found["cmake"]
+    assert compiler["fix"] == "apt-get install g++" and compiler["required"]
+    assert compiler["problem"] == f"{cxx or 'g++'} not found"
+    assert (cmake["problem"] == "") == bool(cxx) and not cmake["required"]
 
 
 @pytest.mark.parametrize(

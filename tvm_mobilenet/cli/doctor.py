@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import importlib.metadata
+import os
 import platform
 import shutil
 import subprocess
@@ -151,20 +152,24 @@ def _import_problem(module: str) -> str:
 
 
 def _tools() -> Iterator[Check]:
-    yield _tool(("c++", "g++", "clang++"), "g++", "build: links model.so", required=True)
-    yield _tool(("cmake",), "cmake", "the bundle's C++ runner", required=False)
-    yield _tool(("objdump",), "binutils", "tests that disassemble", required=False)
+    chosen = os.environ.get("CXX") or os.environ.get("CC")  # what TVM links with, in its order
+    compilers = (chosen,) if chosen else ("g++", "gcc", "clang++", "clang", "c++", "cc")
+    yield _tool("C++ compiler", compilers, "g++", "build: links model.so", required=True)
+    yield _tool("cmake", ("cmake",), "cmake", "the bundle's C++ runner", required=False)
+    yield _tool("objdump", ("objdump",), "binutils", "tests that disassemble", required=False)
 
 
-def _tool(programs: tuple[str, ...], package: str, needed_for: str, *, required: bool) -> Check:
+def _tool(
+    name: str, programs: tuple[str, ...], package: str, needed_for: str, *, required: bool
+) -> Check:
     """The first of these programs that is there, with the first line of its --version."""
     path = next(filter(None, map(shutil.which, programs)), None)
     if path is None:
-        problem, fix = "not found", f"apt-get install {package}"
-        return Check(programs[0], needed_for, required, "", problem, fix)
+        problem, fix = f"{programs[0]} not found", f"apt-get install {package}"
+        return Check(name, needed_for, required, "", problem, fix)
     version = subprocess.run([path, "--version"], capture_output=True, text=True, check=False)
     found = (version.stdout.splitlines() or [path])[0]
-    return Check(programs[0], needed_for, required, found, "", "")
+    return Check(name, needed_for, required, found, "", "")
 
 
 def _llvm() -> Check:
