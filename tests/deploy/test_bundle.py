@@ -14,7 +14,7 @@ import pytest
 from tvm_mobilenet import frontend, targets
 from tvm_mobilenet.deploy import bundle as writing
 from tvm_mobilenet.deploy import check_output, write_bundle
-from tvm_mobilenet.deploy.build import Proven, compile_and_prove
+from tvm_mobilenet.deploy.builder import Proven, compile_and_prove
 from tvm_mobilenet.errors import InputError
 from tvm_mobilenet.runtime import Bundle, manifest
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tvm_mobilenet.deploy.build import Built, build
+from tvm_mobilenet.deploy.builder import Built, build
 from tvm_mobilenet.deploy.bundle import check_output, write_bundle
 from tvm_mobilenet.deploy.validate import validate_bundle, validate_model
 

@@ -16,7 +16,7 @@ from tvm_mobilenet.runtime import Bundle, manifest
 if TYPE_CHECKING:
     import numpy as np
 
-    from tvm_mobilenet.deploy.build import Progress
+    from tvm_mobilenet.deploy.builder import Progress
     from tvm_mobilenet.frontend import ImportedModel
     from tvm_mobilenet.targets import TargetSpec
 
@@ -68,7 +68,7 @@ def validate_model(
     progress: Progress,
 ) -> ParityReport:
     """Compile a model for a target and judge it; nothing is kept."""
-    from tvm_mobilenet.deploy.build import compile_and_prove
+    from tvm_mobilenet.deploy.builder import compile_and_prove
 
     shape = imported.inputs[0].shape if len(imported.inputs) == 1 else ()
     inputs: list[Mapping[str, np.ndarray]] = samples(

@@ -37,7 +37,7 @@ def evaluate(imported: ImportedModel, inputs: Sequence[Mapping[str, np.ndarray]]
     names = [info.name for info in imported.outputs]
 
     def outputs(model: nn.Module, values: Mapping[str, np.ndarray], dtype: torch.dtype) -> Any:
-        arguments = [torch.from_numpy(values[info.name]).to(dtype) for info in imported.inputs]
+        arguments = [torch.tensor(values[info.name], dtype=dtype) for info in imported.inputs]
         with torch.inference_mode():
             results = torch.utils._pytree.tree_leaves(model(*arguments))
         if len(results) != len(names):

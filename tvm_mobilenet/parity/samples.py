@@ -55,7 +55,7 @@ def samples(
         assert preprocessing is not None
         info = imported.inputs[0]
         picture = np.broadcast_to(load_image(path, preprocessing), info.shape)
-        made.append({info.name: np.ascontiguousarray(picture)})
+        made.append({info.name: picture.copy()})
     return made
 
 
