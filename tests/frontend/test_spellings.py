@@ -73,6 +73,12 @@ OTHER_CLIPS: dict[str, Spelling] = {
 }
 
 
+def _spelled_out_batch_norm(g: Any, x: str) -> str:
+    """Multiply and add, as TensorFlow's converters leave it, a bias of its own before them."""
+    biased = g.op("Add", g.conv(x, 8, 4, bias=False), g.random(1, 4, 1, 1))
+    return g.op("Add", g.op("Mul", g.random(4, 1, 1), biased), g.random(1, 4, 1, 1))
+
+
 def _shared_conv(g: Any, x: str) -> str:
     conv = g.conv(x, 8, 8)
     return g.op("Add", g.batch_norm(conv, 8), conv)
@@ -85,6 +91,11 @@ BATCH_NORM: dict[str, Spelling] = {
     "large_epsilon": lambda g, x: g.batch_norm(g.conv(x, 8, 8), 8, epsilon=0.1),
     "of_a_shared_conv": _shared_conv,
     "after_an_activation": lambda g, x: g.batch_norm(g.op("Relu", x), 8),
+    "spelled_out": _spelled_out_batch_norm,
+    "after_bias": lambda g, x: g.batch_norm(
+        g.op("Add", g.conv(x, 8, 4, 3, bias=False, group=4), g.random(1, 4, 1, 1)), 4
+    ),
+    "gated_conv": lambda g, x: g.op("Div", _shifted(g, g.conv(x, 8, 4), g.constant), g.constant(6)),
     "after_gemm": lambda g, x: g.batch_norm(
         g.op(
             "Gemm",
@@ -234,6 +245,21 @@ NORMAL_FORMS = [
     (RELU6, {"clip": 1}),
     (HARD_SWISH, {"add": 1, "clip": 1, "divide": 1, "multiply": 1}),
     (HARD_SIGMOID, {"multiply": 1, "add": 1, "clip": 1}),
+    (
+        {name: BATCH_NORM[name] for name in ("after_conv", "spelled_out", "after_bias")},
+        {"nn.conv2d": 1, "add": 1},
+    ),
+    (
+        {"gated_conv": BATCH_NORM["gated_conv"]},
+        {"nn.conv2d": 1, "add": 2, "multiply": 1, "clip": 1},
+    ),
+    (
+        {
+            name: HEADS[name]
+            for name in ("flatten_gemm", "mean_matmul_add", "shape_computed_reshape")
+        },
+        {"mean": 1, "reshape": 1, "matmul": 1, "add": 1},
+    ),
 ]
 
 
@@ -245,5 +271,7 @@ NORMAL_FORMS = [
         for name, spelling in spellings.items()
     ],
 )
-def test_activations_have_one_form(spelling: Spelling, form: dict, build: Callable) -> None:
+def test_spellings_of_one_thing_have_one_form(
+    spelling: Spelling, form: dict, build: Callable
+) -> None:
     assert operators(import_onnx(build(spelling))) == form

@@ -19,13 +19,14 @@ convolution            `relax.nn.conv2d(x, const[O,I/g,kh,kw])`, data NCHW, kern
                        strides [2], padding [4] = top, left, bottom, right (may be asymmetric),
                        dilation [2], groups; depthwise is groups == I; no `auto_pad` and no zero
                        `Pad` in front of it is left
-its bias               `relax.add(conv, const[1,O,1,1])`, constant on the right
-batch norm             folded into the convolution or Gemm before it; one that cannot be folded (it
-                       follows an add, say) is `multiply(x, const[1,C,1,1])`, then
+its bias               `relax.add(conv, const[1,O,1,1])`, constant on the right, at most one
+batch norm             folded into the convolution or Gemm before it, also when spelled out as
+                       factors and terms; one that cannot be folded (it follows an activation, or
+                       the convolution has other users) is `multiply(x, const[1,C,1,1])`, then
                        `add(_, const[1,C,1,1])`
 ReLU                   `relax.nn.relu(x)` (also for Clip(0, none))
-ReLU6, Clip            `relax.clip(x, low, high)`, bounds PrimValue float64, both finite; successive
-                       ones are merged
+ReLU6, Clip, Min/Max   `relax.clip(x, low, high)`, bounds PrimValue float64, both finite; a ReLU
+                       before it is merged; one-sided bounds keep TVM's form
 hard-sigmoid           `clip(add(multiply(x, const[] alpha), const[] beta), 0.0, 1.0)`
 hard-swish             `multiply(x, divide(clip(add(x, const[] 3), 0.0, 6.0), const[] 6))`, from
                        HardSwish, `x * relu6(x + 3) / 6` in every order, `x * HardSigmoid(x)`

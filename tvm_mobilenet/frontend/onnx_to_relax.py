@@ -51,8 +51,12 @@ def import_onnx(
         model = read.read_file(path)
     try:
         fixed = read.checked(model, where, batch)
-    except UnicodeDecodeError:
-        raise InputError(f"{where}: not valid ONNX: a name in it is no text") from None
+    except InputError:
+        raise
+    except Exception as error:  # damage that decodes: names that are no text, unknown types
+        raise InputError(
+            f"{where}: not valid ONNX ({type(error).__name__}: {read.first_line(error)})"
+        ) from error
     mod, node_names = _to_relax(fixed, where)
     main = mod["main"]
     results = main.ret_ty.fields if isinstance(main.ret_ty, relax.TupleType) else [main.ret_ty]

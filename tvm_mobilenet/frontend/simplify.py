@@ -26,7 +26,8 @@ def simplify(model: onnx.ModelProto) -> onnx.ModelProto:
 
     Inlines model-local functions, folds constants and shape computations, drops Identity and
     inference Dropout, turns every `x * relu6(x + 3) / 6` and `x * HardSigmoid(x)` into HardSwish,
-    merges Min/Max/Relu/Clip chains, zero Pad into Conv and BatchNormalization into Conv or Gemm.
+    merges Min/Max/Relu/Clip chains, zero Pad into Conv and BatchNormalization into Conv or Gemm,
+    per-channel factors and terms into Conv.
     The model must have static input shapes and opset 14 or later. The argument is not modified;
     `source_nodes` tells which of its nodes a node of the result stands for. Constants have
     CONSTANT_MARK behind their names.
