@@ -95,7 +95,9 @@ def _is_per_channel(conv: ir.Value, value: ir.Value) -> bool:
     node = conv.producer()
     if node is None or len(node.inputs) < 2:
         return False
-    constants = [ir.convenience.get_const_tensor(v) for v in (value, *node.inputs[1:]) if v is not None]
+    constants = [
+        ir.convenience.get_const_tensor(v) for v in (value, *node.inputs[1:]) if v is not None
+    ]
     if any(c is None or c.dtype != ir.DataType.FLOAT for c in constants):
         return False
     shape, weight = _numpy(value).shape, _numpy(node.inputs[1])
