@@ -92,11 +92,13 @@ def test_a_turned_photograph_is_turned_back(tmp_path: Path) -> None:
 
 def test_models_get_their_papers_normalisation() -> None:
     shape = (1, 3, 96, 64)
-    first = choose_preprocessing("mobilenet_v1_shallow", shape)
-    third = choose_preprocessing("mobilenet_v3_small", shape)
+    first = choose_preprocessing("mobilenet_v1_shallow", shape, built_in=True)
+    third = choose_preprocessing("mobilenet_v3_small", shape, built_in=True)
     own = choose_preprocessing("my_net", shape)
+    copy_of_first = choose_preprocessing("mobilenet_v1_mine", shape)
     assert first == Preprocessing(96, 64, HALF, HALF)
     assert third == Preprocessing(96, 64, IMAGENET_MEAN, IMAGENET_STD)
+    assert copy_of_first == Preprocessing(96, 64, HALF, HALF, assumed=True)
     assert own == Preprocessing(96, 64, IMAGENET_MEAN, IMAGENET_STD, assumed=True)
     given = choose_preprocessing("my_net", shape, mean=[0.0], std=[0.1, 0.2, 0.3])
     assert given == Preprocessing(96, 64, (0.0, 0.0, 0.0), (0.1, 0.2, 0.3))

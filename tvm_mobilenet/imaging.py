@@ -29,7 +29,7 @@ CROP_SHARE = 224 / 256  # of the resized shorter side
 class Preprocessing:
     """How pictures become input: size in pixels, then (value / 255 - mean) / std per channel.
 
-    `assumed`: the model does not tell; ImageNet's statistics were taken.
+    `assumed`: the model does not tell; mean or std was chosen by its name.
     """
 
     height: int
@@ -68,13 +68,15 @@ def choose_preprocessing(
     name: str,
     input_shape: Sequence[int],
     *,
+    built_in: bool = False,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
 ) -> Preprocessing | None:
     """The pre-processing of a model with that name and input shape [N, C, H, W].
 
-    MobileNetV1 (and its baselines) takes [-1, 1]; V2 and V3 take ImageNet's statistics; so is
-    assumed of any other model. `mean` and `std`, one number or one a channel, replace them.
+    mobilenet_v1 (and its baselines) takes [-1, 1]; everything else is taken to need ImageNet's
+    statistics, as V2 and V3 do. Of a model that is not `built_in` that is assumed, by its name
+    alone. `mean` and `std`, one number or one a channel, replace them.
     None when the input is no picture of one or three channels.
     Raises InputError for a wrong count, or a standard deviation that is not positive.
     """
@@ -85,7 +87,6 @@ def choose_preprocessing(
     channels, height, width = input_shape[1:]
     first_version = name.startswith("mobilenet_v1")
     default_mean, default_std = (HALF, HALF) if first_version else (IMAGENET_MEAN, IMAGENET_STD)
-    known = name.startswith(("mobilenet_v1", "mobilenet_v2", "mobilenet_v3"))
     chosen_std = _per_channel("std", std, default_std, channels)
     if min(chosen_std) <= 0:
         raise InputError(f"std must be positive, not {min(chosen_std):g}")
@@ -94,7 +95,7 @@ def choose_preprocessing(
         width,
         _per_channel("mean", mean, default_mean, channels),
         chosen_std,
-        assumed=not known and (mean is None or std is None),
+        assumed=not built_in and (mean is None or std is None),
     )
 
 

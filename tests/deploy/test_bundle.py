@@ -205,3 +205,14 @@ def test_a_full_disk_is_one_line_and_nothing_left_behind(proven: Proven, full_di
         write(proven, full_disk / "out")
     assert "\n" not in str(error.value)
     assert list(full_disk.iterdir()) == [filler]
+
+
+def test_a_full_temporary_directory_is_one_line_too(
+    proven: Proven, full_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(full_disk))
+    with pytest.raises(InputError, match="no space left on the device to link in") as error:
+        write_bundle(proven.compiled, proven.parity, proven.samples, tmp_path / "out")
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "out").exists()
+    assert not list(full_disk.iterdir())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -90,8 +91,9 @@ def run(args: argparse.Namespace) -> int:
     )
     if built.preprocessing is not None and built.preprocessing.assumed:
         args.console.warn(
-            "the model does not tell how pictures were normalised; ImageNet's mean and standard "
-            "deviation are assumed (--mean and --std change that)"
+            "the model does not tell how pictures were normalised; assuming "
+            f"mean {_listed(built.preprocessing.mean)}, std {_listed(built.preprocessing.std)} "
+            "(--mean and --std change that)"
         )
     if args.json:
         emit_json("build", _payload(built, args.output))
@@ -135,3 +137,7 @@ def _print(built: Built, output: Path) -> None:
 
 def _knobs(operator: OperatorReport) -> str:
     return " ".join(f"{name}={value}" for name, value in operator.knobs.items()) or "-"
+
+
+def _listed(values: Sequence[float]) -> str:
+    return ",".join(f"{value:g}" for value in values)

@@ -15,6 +15,7 @@ from tvm_mobilenet.errors import InputError, ParityError, UsageError
 from tvm_mobilenet.parity import ParityReport, Sample, judge, samples
 from tvm_mobilenet.runtime import Tensor, host, manifest
 from tvm_mobilenet.runtime.bundle import Program
+from tvm_mobilenet.runtime.library import choose_threads, use_threads
 
 if TYPE_CHECKING:
     import numpy as np
@@ -78,7 +79,6 @@ def build(
     InputError for a model, target or output that cannot be used; MissingToolError.
     """
     from tvm_mobilenet import frontend, targets
-    from tvm_mobilenet.imaging import choose_preprocessing
 
     start = time.perf_counter()
     if logs is not None:
@@ -98,8 +98,7 @@ def build(
         weights=weights,
         exporter=exporter,
     )
-    shape = imported.inputs[0].shape if len(imported.inputs) == 1 else ()
-    preprocessing = choose_preprocessing(imported.name, shape, mean=mean, std=std)
+    preprocessing = preprocessing_of(imported, mean=mean, std=std)
     with tempfile.TemporaryDirectory(prefix="tvm-mobilenet-") as folder:
         proven = compile_and_prove(
             imported,
@@ -125,6 +124,25 @@ def build(
     return Built(path, proven.compiled, preprocessing, proven.parity, seconds)
 
 
+def preprocessing_of(
+    imported: ImportedModel,
+    *,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> Preprocessing | None:
+    """How pictures become the model's input; None when it takes none. InputError: see `imaging`."""
+    from tvm_mobilenet.imaging import choose_preprocessing
+    from tvm_mobilenet.models import BUILTIN
+
+    return choose_preprocessing(
+        imported.name,
+        imported.inputs[0].shape if len(imported.inputs) == 1 else (),
+        built_in=imported.source in BUILTIN,
+        mean=mean,
+        std=std,
+    )
+
+
 def compile_and_prove(
     imported: ImportedModel,
     target: TargetSpec,
@@ -144,6 +162,8 @@ def compile_and_prove(
     from tvm_mobilenet.compiler_pass.pipeline import compile_model
     from tvm_mobilenet.parity.reference import evaluate
 
+    # First of all: when the compiler starts TVM's threads, they must not be bound to cores.
+    use_threads(choose_threads(preferred=threads), exactly=False)
     compiled = compile_model(imported, target, dump_ir=dump_ir, progress=progress)
     progress("linking")
     export_library(compiled, library)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,10 +19,12 @@ if TYPE_CHECKING:
 def export_library(compiled: Compiled, path: Path) -> Path:
     """Link the compiled module into a shared library at `path`.
 
-    Raises MissingToolError when the linking compiler is not installed, InputError when it fails.
+    Raises MissingToolError when the linking compiler is not installed, InputError when it fails or
+    the disk is full.
     """
     from tvm.support import cc
 
+    _check_space(compiled.imported.onnx.ByteSize(), Path(tempfile.gettempdir()), path.parent)
     architecture = host.architecture(compiled.target.mtriple)
     if architecture == host.architecture():
         if cc.get_cc() is None:
@@ -40,6 +43,21 @@ def export_library(compiled: Compiled, path: Path) -> Path:
         telling = (line for line in lines if re.search(r"error:\s*\S|No space left", line))
         raise InputError(f"linking failed: {next(telling, lines[-1])}") from error
     return path
+
+
+def _check_space(weights: int, *directories: Path) -> None:
+    """LLVM ends the whole process when the disk is full, so it must not come to that.
+
+    weights: the model's size in bytes; they are held once as object code and once linked.
+    """
+    needed = 3 * weights + 4 * 2**20
+    for directory in directories:
+        free = shutil.disk_usage(directory).free
+        if free < needed:
+            raise InputError(
+                f"{directory}: no space left on the device to link in: {free / 1e6:.1f} MB free, "
+                f"{needed / 1e6:.1f} MB needed; free some or set TMPDIR"
+            )
 
 
 def cpu_features(target: TargetSpec) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tvm_mobilenet.errors import InputError
-from tvm_mobilenet.imaging import Preprocessing, choose_preprocessing
+from tvm_mobilenet.imaging import Preprocessing
 from tvm_mobilenet.parity import ParityReport, judge, samples
 from tvm_mobilenet.parity.samples import Sample, load_samples
 from tvm_mobilenet.runtime import Bundle, manifest
@@ -68,15 +68,14 @@ def validate_model(
     progress: Progress,
 ) -> ParityReport:
     """Compile a model for a target and judge it; nothing is kept."""
-    from tvm_mobilenet.deploy.builder import compile_and_prove
+    from tvm_mobilenet.deploy.builder import compile_and_prove, preprocessing_of
 
-    shape = imported.inputs[0].shape if len(imported.inputs) == 1 else ()
     inputs: list[Mapping[str, np.ndarray]] = samples(
         imported,
         seed,
         count,
         images=images,
-        preprocessing=choose_preprocessing(imported.name, shape),
+        preprocessing=preprocessing_of(imported),
     )
     with tempfile.TemporaryDirectory(prefix="tvm-mobilenet-") as folder:
         library = Path(folder) / manifest.LIBRARY

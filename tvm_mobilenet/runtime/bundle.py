@@ -38,6 +38,7 @@ class Program:
         Raises InputError when the library does not load, or `threads` is more than there are CPUs.
         """
         self.inputs, self.outputs = tuple(inputs), tuple(outputs)
+        self._names = {tensor.name: None for tensor in inputs}.keys()  # a set in their order
         self._exactly = threads is not None
         self.threads = library.choose_threads(threads, preferred_threads)
         self._module = library.Module(path, digest)
@@ -75,7 +76,9 @@ class Program:
         return aligned(array)
 
     def _ordered(self, values: Mapping[str, Any]) -> tuple[Tensor, ...]:
-        wanted = [tensor.name for tensor in self.inputs]
+        wanted = self._names
+        if values.keys() == wanted:
+            return self.inputs
         for name in (*wanted, *values):
             if name not in values or name not in wanted:
                 problem = "is not one of" if name in values else "is missing; the model takes"
@@ -87,7 +90,8 @@ class Program:
 class Bundle:
     """A bundle directory, loaded. `load` makes one; `run` runs it; a `with` block closes it.
 
-    Safe to use from several threads: calls take turns. For calls side by side load it once a thread.
+    Safe to use from several threads: calls take turns. Load it once a thread for calls side by
+    side.
     """
 
     def __init__(self, path: Path, contents: manifest.Manifest, program: Program) -> None:
@@ -158,7 +162,7 @@ class Bundle:
         the model has one output; everything else gives a dict by output name. Results own their
         memory. Raises InputError when a name, shape or dtype is not the model's.
         """
-        if isinstance(x, Mapping):
+        if isinstance(x, dict | Mapping):  # dict first: the test for Mapping takes microseconds
             return self.program.run(x)
         if len(self.inputs) != 1:
             names = ", ".join(tensor.name for tensor in self.inputs)
