@@ -278,8 +278,8 @@ def to_json(spec: Spec) -> str:
 
 def from_json(text: str) -> Spec:
     """Inverse of :func:`to_json`; raises ``ValueError`` on anything else."""
-    data: dict[str, Any] = json.loads(text)
-    cls = _CLASSES.get(data.pop("spec", ""))
+    data: Any = json.loads(text)
+    cls = _CLASSES.get(data.pop("spec", "")) if isinstance(data, dict) else None
     if cls is None:
         raise ValueError(f"not an operator specification: {text[:80]}")
     if "activation" in data:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 # Cycles to start and finish a register tile (bias, store, loop control): small K makes it matter.
 TILE_OVERHEAD = 20
+# Share of a load's cost that remains when it hides behind an FMA.
+HIDDEN_LOAD = 0.1
 
 
 def register_tiles(target: TargetSpec) -> list[tuple[int, int]]:
@@ -38,12 +40,13 @@ def tile_cycles(pixels: int, widths: list[int], target: TargetSpec, taps: int) -
     """Cycles of one register tile over ``taps`` multiply-adds per sum.
 
     Per tap: an FMA per sum, a load per weight vector and a broadcast per pixel, on two load ports;
-    sums fewer than the FMAs in flight (4 cycles' latency) leave the units waiting.
+    sums fewer than the FMAs in flight (4 cycles' latency) leave the units waiting. Loads that hide
+    behind FMAs still cost a little: of tiles with equal FMAs, the squarer one measures faster.
     """
     vectors = len(widths)
     fma = max(pixels * vectors / target.fma_units, 4.0)
     loads = (pixels + vectors) / 2
-    return TILE_OVERHEAD + pixels * vectors / 2 + taps * max(fma, loads)
+    return TILE_OVERHEAD + pixels * vectors / 2 + taps * (max(fma, loads) + HIDDEN_LOAD * loads)
 
 
 def _spans(total: int, tile: int) -> list[int]:
@@ -93,8 +96,7 @@ class _Convolution:
 
     def analytic(self, spec: Any, target: TargetSpec) -> ConvKnobs:
         pixels, vectors = min(
-            register_tiles(target),
-            key=lambda tile: (predicted_cycles(spec, *tile, target), -tile[0]),
+            register_tiles(target), key=lambda tile: (predicted_cycles(spec, *tile, target), tile)
         )
         return self._with_order(spec, target, pixels, vectors)
 
@@ -111,7 +113,7 @@ class _Convolution:
             # a pseudo-row's input should stay in half of L1 while all panels pass over it
             tile_bytes = FLOAT_BYTES * in_features * pixels
             row_tiles = max(1, target.l1d_kib * 512 // tile_bytes)
-            if weights <= target.l2_kib * 256:
+            if weights <= target.l2_kib * 1024 // 16:
                 order = "pixels"
             else:
                 row_tiles = 0
@@ -120,11 +122,11 @@ class _Convolution:
         return ConvKnobs(
             pixels=pixels,
             vectors=vectors,
-            unroll=2 if target.vector_registers >= 32 else 1,
+            unroll=4 if target.vector_registers >= 32 else 1,
             row_tiles=row_tiles,
             order=order,
             parallel=knobs.parallel,
-            prefetch=order == "channels" and weights > target.l2_kib * 256 and panel > 4096,
+            prefetch=order == "channels" and panel > 4096,
         )
 
     def space(self, spec: Any, target: TargetSpec) -> Iterable[ConvKnobs]:

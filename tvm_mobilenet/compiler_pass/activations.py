@@ -11,24 +11,29 @@ from .relax_graph import RelaxGraph, Step, scalar_of
 Match = tuple[Activation, list[Step]]
 
 
-def match_activation(graph: RelaxGraph, var: relax.Var) -> Match | None:
-    """The activation applied to ``var``, with its steps in order, if it uses ``var`` up.
+def match_activation(
+    graph: RelaxGraph, var: relax.Var, first: Step | None = None
+) -> Match | None:
+    """The activation applied to ``var``, with its steps in order.
 
-    Nothing but the activation may read ``var`` or a value inside it.
+    Without ``first`` it must use ``var`` up: nothing else may read it. With ``first`` the match
+    must begin with that step, and ``var`` may have other readers. Values inside never may.
     """
-    if var in graph.returned:
+    absorbing = first is None
+    if absorbing and var in graph.returned:
         return None
-    user = graph.sole_user(var)
-    if user is None:
-        return _hard_swish(graph, var)
-    if user.is_call("relax.nn.relu"):
-        return Activation("clip"), [user]
-    if user.is_call("relax.sigmoid"):
-        return Activation("sigmoid"), [user]
-    if user.is_call("relax.clip"):
-        lower, upper = (float(bound.value) for bound in user.value.args[1:3])
-        return Activation("clip", lower=lower, upper=upper), [user]
-    return _hard_sigmoid(graph, user)
+    start = graph.sole_user(var) if absorbing else first
+    if start is None:  # hard-swish reads its argument twice
+        users = graph.users(var)
+        match = _hard_swish(graph, var, users[0]) if len(users) == 2 else None
+        return match if match and match[1][-1] is users[1] else None
+    if start.is_call("relax.nn.relu"):
+        return Activation("clip"), [start]
+    if start.is_call("relax.sigmoid"):
+        return Activation("sigmoid"), [start]
+    if bounds := _clip_bounds(start):
+        return Activation("clip", lower=bounds[0], upper=bounds[1]), [start]
+    return _hard_sigmoid(graph, start) or _hard_swish(graph, var, start)
 
 
 def _hard_sigmoid(graph: RelaxGraph, multiply: Step) -> Match | None:
@@ -43,22 +48,19 @@ def _hard_sigmoid(graph: RelaxGraph, multiply: Step) -> Match | None:
     return Activation("hardsigmoid", alpha=alpha, beta=beta), [multiply, add, clip]
 
 
-def _hard_swish(graph: RelaxGraph, var: relax.Var) -> Match | None:
+def _hard_swish(graph: RelaxGraph, var: relax.Var, add: Step) -> Match | None:
     """``x * (clip(x + 3, 0, 6) / 6)``"""
-    users = graph.users(var)
-    if len(users) != 2:
-        return None
-    add, product = users
     clip = graph.sole_user(add.var)
     divide = graph.sole_user(clip.var) if clip else None
-    if not (clip and divide and add.is_call("relax.add") and divide.is_call("relax.divide")):
+    product = graph.sole_user(divide.var) if divide else None
+    if not (clip and divide and product):
+        return None
+    if not (add.is_call("relax.add") and divide.is_call("relax.divide")):
         return None
     if scalar_of(add.value.args[1]) != 3.0 or _clip_bounds(clip) != (0.0, 6.0):
         return None
-    if scalar_of(divide.value.args[1]) != 6.0 or graph.sole_user(divide.var) is not product:
-        return None
     operands = set(product.value.args) if product.is_call("relax.multiply") else set()
-    if operands != {var, divide.var}:
+    if scalar_of(divide.value.args[1]) != 6.0 or operands != {var, divide.var}:
         return None
     return Activation("hardswish"), [add, clip, divide, product]
 

@@ -90,7 +90,7 @@ class _Lowering:
                     elif step.var not in self.claimed:
                         self._keep(step)
                 outputs = [self._nchw(var) for var in self.graph.returned]
-                is_tuple = isinstance(old.ret_ty, relax.TupleType)
+                is_tuple = isinstance(old.body.body, relax.Tuple)
                 result: Any = relax.Tuple(outputs) if is_tuple else outputs[0]
                 result = self.builder.emit_output(result)
             self.builder.emit_func_output(result)
@@ -302,13 +302,12 @@ class _Lowering:
 
     def _plan_activation(self, step: Step, operand: relax.Var) -> bool:
         """An activation that no operator absorbed."""
-        match = match_activation(self.graph, operand)
-        if match is None or match[1][0] is not step or operand.ty.dtype != "float32":
+        if not isinstance(operand.ty, relax.TensorType) or operand.ty.dtype != "float32":
+            return False
+        match, shape = match_activation(self.graph, operand, step), shape_of(operand)
+        if match is None or not shape:
             return False
         activation, steps = match
-        shape = shape_of(operand)
-        if not shape:
-            return False
         n, *rest = shape
         spec = ElementwiseSpec((n, int(np.prod(rest))), "identity", self.lanes, activation)
         return self._claim(steps, lambda: self._emit(spec, steps, [self._blocked(operand)]))

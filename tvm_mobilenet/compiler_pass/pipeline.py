@@ -86,6 +86,8 @@ def compile_model(
                 relax.transform.FoldConstant(),
                 relax.transform.FuseOps(),
                 relax.transform.FuseTIR(),
+                # before scheduling, which would hide that a function only reshapes
+                relax.transform.RewriteDataflowReshape(),
                 relax.transform.DeadCodeElimination(),
             ]
         )(mod)
@@ -99,7 +101,6 @@ def compile_model(
         order = _calls_in_order(mod)
         mod = tvm.transform.Sequential(
             [
-                relax.transform.RewriteDataflowReshape(),
                 relax.transform.ToNonDataflow(),
                 relax.transform.RemovePurityChecking(),
                 relax.transform.CallTIRRewrite(),

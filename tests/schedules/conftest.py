@@ -1,0 +1,137 @@
+"""Running one operator's function on arrays, against PyTorch in float64."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+import tvm
+
+from tvm_mobilenet.schedules.spec import (
+    Activation,
+    ConvSpec,
+    DenseSpec,
+    ElementwiseSpec,
+    LayoutSpec,
+    PoolSpec,
+    ScaleSpec,
+    Spec,
+    channel_blocks,
+)
+from tvm_mobilenet.targets import TargetSpec
+
+
+def to_blocked(x: np.ndarray, lanes: int) -> np.ndarray:
+    """NCHW -> the blocked layout, written from its definition."""
+    n, c, h, w = x.shape
+    parts, start = [], 0
+    for width in channel_blocks(c, lanes):
+        block = x[:, start : start + width].reshape(n, width, h * w)
+        parts.append(block.transpose(0, 2, 1).reshape(n, -1))
+        start += width
+    return np.concatenate(parts, axis=1)
+
+
+def activated(x: torch.Tensor, activation: Activation) -> torch.Tensor:
+    """The activation by PyTorch's own functions."""
+    if activation.name == "clip":
+        return torch.clamp(x, activation.lower, activation.upper)
+    if activation.name == "hardsigmoid":
+        return torch.clamp(x * activation.alpha + activation.beta, 0, 1)
+    functions = {"none": lambda t: t, "hardswish": F.hardswish, "sigmoid": torch.sigmoid}
+    return functions[activation.name](x)
+
+
+class Case:
+    """Random arguments of a spec and the result that PyTorch gives in float64."""
+
+    activated = staticmethod(activated)
+
+    def __init__(self, spec: Spec, seed: int = 0) -> None:
+        self.spec = spec
+        self._rng = np.random.default_rng(seed)
+        self.weight: np.ndarray | None = None
+        kinds = {
+            ConvSpec: self._conv,
+            DenseSpec: self._dense,
+            PoolSpec: self._pool,
+            ScaleSpec: self._scale,
+            ElementwiseSpec: self._elementwise,
+            LayoutSpec: self._layout,
+        }
+        self.inputs, self.expected = kinds[type(spec)](spec)
+
+    def _random(self, *shape: int) -> np.ndarray:
+        return self._rng.standard_normal(shape).astype("float32")
+
+    def _conv(self, spec: ConvSpec):
+        x = self._random(spec.batch, spec.in_channels, spec.in_height, spec.in_width)
+        per_group = spec.in_channels // spec.groups
+        self.weight = self._random(spec.out_channels, per_group, *spec.kernel)
+        bias = self._random(spec.out_channels)
+        top, left, bottom, right = spec.padding
+        y = F.conv2d(
+            F.pad(torch.tensor(x).double(), (left, right, top, bottom)),
+            torch.tensor(self.weight).double(),
+            torch.tensor(bias).double(),
+            stride=spec.stride,
+            dilation=spec.dilation,
+            groups=spec.groups,
+        )
+        inputs = [x if spec.input_layout == "nchw" else to_blocked(x, spec.lanes)]
+        inputs += [self.weight, bias]
+        if spec.residual:
+            residual = self._random(*y.shape)
+            inputs.append(to_blocked(residual, spec.lanes))
+            y = y + torch.tensor(residual)
+        return inputs, to_blocked(activated(y, spec.activation).numpy(), spec.lanes)
+
+    def _dense(self, spec: DenseSpec):
+        x, bias = self._random(spec.batch, spec.in_features), self._random(spec.out_features)
+        self.weight = self._random(spec.out_features, spec.in_features)
+        y = F.linear(*(torch.tensor(a).double() for a in (x, self.weight, bias)))
+        return [x, self.weight, bias], activated(y, spec.activation).numpy()
+
+    def _pool(self, spec: PoolSpec):
+        x = self._random(spec.batch, spec.channels, spec.height, spec.width)
+        return [to_blocked(x, spec.lanes)], x.astype("float64").mean(axis=(2, 3))
+
+    def _scale(self, spec: ScaleSpec):
+        x = self._random(spec.batch, spec.channels, spec.height, spec.width)
+        factor = self._random(spec.batch, spec.channels)
+        y = torch.tensor(x).double() * torch.tensor(factor).double()[:, :, None, None]
+        expected = to_blocked(activated(y, spec.activation).numpy(), spec.lanes)
+        return [to_blocked(x, spec.lanes), factor], expected
+
+    def _elementwise(self, spec: ElementwiseSpec):
+        operands = [self._random(*spec.shape) for _ in range(spec.operands)]
+        a, *b = (torch.tensor(o).double() for o in operands)
+        y = {"identity": lambda: a, "add": lambda: a + b[0], "multiply": lambda: a * b[0]}
+        return operands, activated(y[spec.op](), spec.activation).numpy()
+
+    def _layout(self, spec: LayoutSpec):
+        x = self._random(spec.batch, spec.channels, spec.height, spec.width)
+        blocked = to_blocked(x, spec.lanes)
+        return ([x], blocked) if spec.direction == "pack" else ([blocked], x)
+
+    def error(self, function, target: TargetSpec, pack_weight=None) -> float:
+        """Largest error of ``function`` relative to the largest expected value.
+
+        The output starts as NaN: an element that the function leaves unwritten is an error.
+        """
+        inputs = list(self.inputs)
+        if pack_weight is not None:
+            inputs[1] = pack_weight(inputs[1])
+        named = tvm.IRModule({"main": function.with_attr("global_symbol", "main")})
+        compiled = tvm.compile(named, target=target.tvm_target()).mod["main"]
+        arguments = [tvm.runtime.tensor(np.ascontiguousarray(a)) for a in inputs]
+        output = tvm.runtime.tensor(np.full(self.expected.shape, np.nan, "float32"))
+        compiled(*arguments, output)
+        difference = np.abs(output.numpy() - self.expected).max()
+        return float(difference / np.abs(self.expected).max())
+
+
+@pytest.fixture
+def case():
+    return Case
