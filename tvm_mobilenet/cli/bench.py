@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -127,7 +128,7 @@ def run(args: argparse.Namespace) -> int:
             _print(finished, ())
         raise
     if args.json:
-        emit_json("bench", {"report": report})
+        emit_json("bench", {f.name: getattr(report, f.name) for f in dataclasses.fields(report)})
     else:
         _print(report.cells, report.summaries)
     if args.plot is not None:
@@ -146,7 +147,7 @@ def _collector(finished: list[Cell], say: Callable[[str], None]) -> Callable[[Ce
     def collect(cell: Cell) -> None:
         finished.append(cell)
         times = ", ".join(f"{m.contestant} {m.ms.median:.3f} ms" for m in cell.measurements)
-        say(f"{cell.model}, batch {cell.batch}, {_threads(cell)}: {times or 'nobody was timed'}")
+        say(f"{_where(cell)}: {times or 'nobody was timed'}")
 
     return collect
 
@@ -154,7 +155,7 @@ def _collector(finished: list[Cell], say: Callable[[str], None]) -> Callable[[Ce
 def _print(cells: Sequence[Cell], summaries: Sequence[Summary]) -> None:
     print_table(_HEADER, [_row(cell, m) for cell in cells for m in cell.measurements])
     for cell in cells:
-        where = f"{cell.model}, batch {cell.batch}, {_threads(cell)}"
+        where = _where(cell)
         for entry in cell.left_out:
             fix = f"; to install: {entry.install}" if entry.install else ""
             sys.stdout.write(f"not timed: {where}: {entry.contestant}: {entry.reason}{fix}\n")
@@ -162,8 +163,9 @@ def _print(cells: Sequence[Cell], summaries: Sequence[Summary]) -> None:
             sys.stdout.write(f"note: {where}: {note}\n")
     for summary in summaries:
         sys.stdout.write(
-            f"speed-up over the best peer, {summary.threads} threads, batch {summary.batch}: "
-            f"geometric mean {summary.geometric_mean:.3f} over {summary.cells} cells, "
+            f"speed-up over the best peer, {_count(summary.threads, 'thread')}, "
+            f"batch {summary.batch}: geometric mean {summary.geometric_mean:.3f} "
+            f"over {_count(summary.cells, 'cell')}, "
             f"least {summary.worst:.3f} ({summary.worst_model})\n"
         )
 
@@ -187,8 +189,12 @@ def _row(cell: Cell, m: Measurement) -> tuple[object, ...]:
     )
 
 
-def _threads(cell: Cell) -> str:
-    return f"{cell.threads} thread{'s'[: cell.threads > 1]}"
+def _where(cell: Cell) -> str:
+    return f"{cell.model}, batch {cell.batch}, {_count(cell.threads, 'thread')}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _numbers(text: str) -> tuple[int, ...]:

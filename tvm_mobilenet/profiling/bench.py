@@ -1,59 +1,31 @@
-"""Latency against other runtimes, fair by construction.
+"""Latency against other runtimes: each model and number of threads is one contest.
 
-Every contestant computes the same model on the same input, is first checked against PyTorch, lives
-in a process of its own pinned to the same CPUs, and is timed in short blocks that alternate with
-the others' in a seeded random order. The machine's FMA peak is measured the same way in the same
-run. See `process.ContestantProcess` for what keeps idle contestants quiet.
+`contest` has how everyone is timed, `contestants` who, `subject` what, `statistics` the ratios.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import math
-import random
 import tempfile
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from tvm_mobilenet.errors import NothingMeasuredError, TvmMobilenetError, UsageError
-from tvm_mobilenet.profiling import machine, statistics
+from tvm_mobilenet.profiling import contest, machine, peak, statistics
+from tvm_mobilenet.profiling.contest import Entry, LeftOut, Outcome
 from tvm_mobilenet.profiling.contestants import OURS, PEAK, check_peers, contestant
 from tvm_mobilenet.profiling.process import ContestantError, ContestantProcess
 from tvm_mobilenet.profiling.statistics import Ratio, Spread
 from tvm_mobilenet.profiling.subject import Prepared, Subject, prepare, subjects
 
 if TYPE_CHECKING:
-    import numpy as np
-
-    from tvm_mobilenet.profiling.worker import Block, Memory, Opened
+    from tvm_mobilenet.targets import TargetSpec
 
 DEFAULT_PEERS = ("onnxruntime", "torch")
 DEFAULT_RUNS = 50
-ROUNDS = 16  # blocks a contestant; with 50 runs a block is 4 of them
-BLOCK_SECONDS = 0.02  # a block is at least this long, so that short runs become many
-WARM_UP_SECONDS = 0.01  # before each block: wakes the thread pool, refills the caches
-WARM_UP_RUNS = 3
-# Between float32 in another order of summation (1e-6, with Winograd 1e-5) and float16 or
-# bfloat16 arithmetic (1e-3, 1e-2): relative L2 error of the outputs against float64 PyTorch.
-TOLERANCE = 1e-4
-LOAD_TIMEOUT = 900.0  # seconds; torch.compile takes a minute
-BLOCK_TIMEOUT = 300.0
 
 Progress = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class LeftOut:
-    """A contestant that was not timed, and why."""
-
-    contestant: str
-    kind: Literal["missing", "failed", "different"]
-    reason: str
-    install: str | None = None  # the command that installs what is missing
-    exit_code: int = 1
 
 
 @dataclass(frozen=True)
@@ -154,8 +126,7 @@ def bench(
     A peer that is missing, fails or computes something else is named in `Cell.left_out`, and the
     rest go on. Raises UsageError, InputError as `load_model`, NothingMeasuredError.
     """
-    check_peers(list(against))
-    say = progress or (lambda message: None)
+    check_peers(against)
     todo = subjects(
         models,
         alpha=alpha,
@@ -167,281 +138,153 @@ def bench(
     )
     if bundle is not None and len(todo) != 1:
         raise UsageError("--bundle is one model at one size: give one MODEL and one --batch")
-    if runs < 1:
-        raise UsageError(f"--runs {runs}: at least 1 is needed")
+    if bundle is not None and not ours:
+        raise UsageError("a bundle is ours, and ours is not to be timed: leave one of both out")
     if not (ours or against):
         raise UsageError("there is nobody to time")
+    if runs < 1:
+        raise UsageError(f"--runs {runs}: at least 1 is needed")
     cpus = {count: machine.pick_cpus(count) for count in threads}
-    names = [*([OURS] if ours else []), *dict.fromkeys(against)]
+    say = progress or (lambda message: None)
+
+    from tvm_mobilenet import targets
+
+    here = targets.detect()
     cells = []
-    for subject in todo:
-        with tempfile.TemporaryDirectory(prefix="tvm-mobilenet-bench-") as name:
-            folder = Path(name)
-            say(f"{subject.label}, batch {subject.batch}: preparing")
+    with tempfile.TemporaryDirectory(prefix="tvm-mobilenet-bench-") as root:
+        peaks = {n: peak.build(here, n, Path(root) / f"peak-{n}.so") for n in threads}
+        for subject in todo:
+            name = f"{subject.label}, batch {subject.batch}"
             left: list[LeftOut] = []
-            path = bundle
-            if ours and bundle is None:
-                try:
-                    path = _build(subject, folder, target, logs, say)
-                except TvmMobilenetError as error:
-                    left.append(LeftOut(OURS, "failed", str(error), exit_code=error.exit_code))
-            prepared = prepare(subject, folder, bundle=path, seed=seed)
-            artifacts = _convert(prepared, names, folder, left, say)
-            for count in threads:
-                cell = _measure(prepared, artifacts, left, folder, cpus[count], runs, seed, say)
-                cells.append(cell)
-                if on_cell is not None:
-                    on_cell(cell)
+            with tempfile.TemporaryDirectory(dir=root) as directory:
+                folder = Path(directory)
+                built = bundle
+                if ours and bundle is None:
+                    say(f"{name}: building our bundle")
+                    built = _build(subject, folder / "bundle", target, logs, left)
+                say(f"{name}: exporting for the others")
+                program = any(contestant(peer).from_program for peer in against)
+                prepared = prepare(subject, folder, bundle=built, program=program, seed=seed)
+                wanted = [*([OURS] if built is not None else []), *dict.fromkeys(against)]
+                entries = _convert(prepared, wanted, folder, left, _within(name, say))
+                for count in threads:
+                    where = f"{name}, {count} thread{'s'[: count > 1]}"
+                    fma = Entry(PEAK, peaks[count], peak.arguments(here, count), None)
+                    outcome = contest.hold(
+                        [*entries, fma],
+                        cpus[count],
+                        runs=runs,
+                        seed=seed,
+                        logs=folder,
+                        progress=_within(where, say),
+                    )
+                    cells.append(_cell(prepared, cpus[count], outcome, left, here))
+                    if on_cell is not None:
+                        on_cell(cells[-1])
     if not any(cell.measurements for cell in cells):
-        reasons = {f"{left.contestant}: {left.reason}" for c in cells for left in c.left_out}
+        reasons = {f"{entry.contestant}: {entry.reason}" for c in cells for entry in c.left_out}
         raise NothingMeasuredError(f"nothing was measured; {'; '.join(sorted(reasons))}")
     return BenchReport(machine.cpu_name(), runs, tuple(cells), _summaries(cells))
 
 
-def _build(subject: Subject, folder: Path, target: str, logs: Path | None, say: Progress) -> Path:
-    from tvm_mobilenet import api
+def _within(where: str, say: Progress) -> Progress:
+    return lambda message: say(f"{where}: {message}")
 
-    say(f"{subject.label}, batch {subject.batch}: building our bundle")
-    bundle = api.build(
-        subject.model,
-        target=target,
-        output=folder / "bundle",
-        alpha=subject.alpha,
-        resolution=subject.resolution,
-        classes=subject.classes,
-        weights=subject.weights,
-        batch=subject.batch,
-        logs=logs,
-    )
-    return Path(bundle.path)
+
+def _build(
+    subject: Subject, output: Path, target: str, logs: Path | None, left: list[LeftOut]
+) -> Path | None:
+    """Our bundle; None, with the reason in `left`, when it cannot be built."""
+    from tvm_mobilenet import deploy
+
+    try:
+        built = deploy.build(
+            subject.model,
+            target=target,
+            output=output,
+            alpha=subject.alpha,
+            resolution=subject.resolution,
+            classes=subject.classes,
+            weights=subject.weights,
+            batch=subject.batch,
+            logs=logs,
+        )
+    except TvmMobilenetError as error:
+        left.append(LeftOut(OURS, "failed", str(error), exit_code=error.exit_code))
+        return None
+    return built.path
 
 
 def _convert(
     prepared: Prepared, names: Sequence[str], folder: Path, left: list[LeftOut], say: Progress
-) -> dict[str, Path]:
-    """Each contestant's own form of the model; who has none is added to `left`."""
-    artifacts = {}
+) -> list[Entry]:
+    """Each contestant with its own form of the model; who has none is added to `left`."""
+    entries = []
     for name in names:
-        if any(entry.contestant == name for entry in left):
-            continue
         kind = contestant(name)
         if missing := kind.missing():
             reason = f"{', '.join(missing)} not installed"
-            left.append(LeftOut(name, "missing", reason, kind.install))
+            left.append(LeftOut(name, "missing", reason, kind.install, exit_code=4))
             continue
         place = folder / name
         place.mkdir()
-        say(f"{prepared.subject.label}, batch {prepared.subject.batch}: converting for {name}")
+        say(f"converting for {name}")
         try:
             with ContestantProcess(machine.pick_cpus(1), 1, place / "convert.log") as process:
-                artifacts[name] = process.call(
+                artifact = process.call(
                     "convert",
-                    timeout=LOAD_TIMEOUT,
+                    timeout=contest.LOAD_TIMEOUT,
                     name=name,
                     source=prepared.source,
                     folder=place,
                 )
         except ContestantError as error:
             left.append(LeftOut(name, "failed", f"conversion: {error}"))
-    return artifacts
-
-
-def _measure(
-    prepared: Prepared,
-    artifacts: dict[str, Path],
-    left_before: Sequence[LeftOut],
-    folder: Path,
-    cpus: tuple[int, ...],
-    runs: int,
-    seed: int,
-    say: Progress,
-) -> Cell:
-    """One cell: open everyone, check everyone, then time everyone in turns."""
-    subject, threads = prepared.subject, len(cpus)
-    where = f"{subject.label}, batch {subject.batch}, {threads} thread{'s'[: threads > 1]}"
-    left = list(left_before)
-    entrants: dict[str, _Entrant] = {}
-    with ExitStack() as stack:
-        for name in [*artifacts, PEAK]:
-            say(f"{where}: loading {name}")
-            artifact = artifacts.get(name, prepared.source.onnx)
-            process = stack.enter_context(
-                ContestantProcess(cpus, threads, folder / f"{name}.{threads}.log")
-            )
-            try:
-                entrants[name] = _enter(name, process, artifact, prepared, threads, runs)
-            except ContestantError as error:
-                left.append(LeftOut(name, "failed", str(error)))
-            except _Different as difference:
-                left.append(LeftOut(name, "different", str(difference), exit_code=5))
-            if name not in entrants:
-                process.close()
-        say(f"{where}: timing {', '.join(n for n in entrants if n != PEAK)}")
-        watch = machine.Watch(cpus)
-        order = _time_in_turns(entrants, left, seed)
-        disturbance = watch.disturbance(sum(entrant.cpu_seconds for entrant in entrants.values()))
-        for entrant in entrants.values():
-            entrant.process.resume()
-        memory: dict[str, Memory] = {
-            name: entrant.process.call("memory", timeout=60.0) for name, entrant in entrants.items()
-        }
-    return _cell(prepared, cpus, entrants, memory, left, order, disturbance)
-
-
-class _Different(Exception):
-    """A contestant computes something else than PyTorch."""
-
-
-@dataclass
-class _Entrant:
-    """A contestant that is loaded, checked and stopped, with its blocks so far."""
-
-    process: ContestantProcess
-    opened: Opened
-    error: float
-    artifact: Path
-    warm_up: int
-    runs: int
-    blocks: list[Block] = dataclasses.field(default_factory=list)
-
-    @property
-    def cpu_seconds(self) -> float:
-        return sum(block.cpu_seconds for block in self.blocks)
-
-    @property
-    def rounds(self) -> np.ndarray:
-        """Nanoseconds, (rounds, runs)."""
-        import numpy as np
-
-        return np.array([block.nanoseconds for block in self.blocks], np.float64)
-
-
-def _enter(
-    name: str,
-    process: ContestantProcess,
-    artifact: Path,
-    prepared: Prepared,
-    threads: int,
-    runs: int,
-) -> _Entrant:
-    """Load, check the outputs, find the block's length; leaves the process stopped."""
-    opened = process.call(
-        "open",
-        timeout=LOAD_TIMEOUT,
-        name=name,
-        artifact=artifact,
-        threads=threads,
-        inputs=prepared.inputs,
-    )
-    outputs = process.call("outputs", timeout=BLOCK_TIMEOUT)
-    error = 0.0 if name == PEAK else _error(outputs, prepared.expected)
-    trial = process.call("block", timeout=BLOCK_TIMEOUT, warm_up=WARM_UP_RUNS, runs=3)
-    process.pause()
-    seconds = sorted(trial.nanoseconds)[1] / 1e9
-    return _Entrant(
-        process,
-        opened,
-        error,
-        artifact,
-        warm_up=max(WARM_UP_RUNS, math.ceil(WARM_UP_SECONDS / seconds)),
-        runs=max(math.ceil(runs / ROUNDS), math.ceil(BLOCK_SECONDS / seconds)),
-    )
-
-
-def _error(outputs: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> float:
-    """Largest relative L2 error of an output; _Different when it is above TOLERANCE."""
-    import numpy as np
-
-    if len(outputs) != len(expected):
-        raise _Different(f"it has {len(outputs)} outputs where PyTorch has {len(expected)}")
-    worst = 0.0
-    for got, wanted in zip(outputs, expected, strict=True):
-        if got.size != wanted.size:
-            raise _Different(f"an output is {got.shape} where PyTorch's is {wanted.shape}")
-        difference = got.astype(np.float64).reshape(wanted.shape) - wanted
-        error = float(np.linalg.norm(difference) / np.linalg.norm(wanted))
-        if not error <= TOLERANCE:  # also NaN
-            raise _Different(
-                f"its outputs differ from PyTorch's by {error:.1e} (relative L2; "
-                f"at most {TOLERANCE:.0e} is float32)"
-            )
-        worst = max(worst, error)
-    return worst
-
-
-def _time_in_turns(
-    entrants: dict[str, _Entrant], left: list[LeftOut], seed: int
-) -> tuple[tuple[str, ...], ...]:
-    """Fill every entrant's blocks, round by round; who fails is moved to `left`."""
-    shuffle = random.Random(seed).shuffle
-    rounds = []
-    for _ in range(ROUNDS):
-        names = list(entrants)
-        shuffle(names)  # so that nobody always follows the same neighbour
-        rounds.append(tuple(names))
-        for name in names:
-            entrant = entrants[name]
-            entrant.process.resume()
-            try:
-                block = entrant.process.call(
-                    "block", timeout=BLOCK_TIMEOUT, warm_up=entrant.warm_up, runs=entrant.runs
-                )
-            except ContestantError as error:
-                left.append(LeftOut(name, "failed", str(error)))
-                del entrants[name]
-                entrant.process.close()
-                continue
-            entrant.process.pause()
-            entrant.blocks.append(block)
-    return tuple(rounds)
+        else:
+            entries.append(Entry(name, artifact, prepared.inputs, prepared.expected))
+    return entries
 
 
 def _cell(
     prepared: Prepared,
     cpus: tuple[int, ...],
-    entrants: dict[str, _Entrant],
-    memory: dict[str, Memory],
-    left: list[LeftOut],
-    order: tuple[tuple[str, ...], ...],
-    disturbance: machine.Disturbance,
+    outcome: Outcome,
+    left: Sequence[LeftOut],
+    here: TargetSpec,
 ) -> Cell:
     import numpy as np
 
-    from tvm_mobilenet import targets
-    from tvm_mobilenet.profiling import peak
-
-    subject = prepared.subject
-    spreads = {name: statistics.spread(entrant.rounds) for name, entrant in entrants.items()}
-    peers = [name for name in entrants if name not in (OURS, PEAK)]
+    subject, timings = prepared.subject, dict(outcome.timings)
+    spreads = {name: statistics.spread(timing.nanoseconds) for name, timing in timings.items()}
+    limit = None
+    if PEAK in timings:
+        del timings[PEAK]
+        limit = peak.flops(here, len(cpus)) / spreads[PEAK].median / 1e6
+    peers = [name for name in timings if name != OURS]
     best = min(peers, key=lambda name: spreads[name].median, default=None)
-    peak_gflops = None
-    if PEAK in entrants:
-        flops = peak.flops(targets.detect(), len(cpus))
-        peak_gflops = flops / spreads[PEAK].median / 1e6
     measurements = []
-    for name, entrant in entrants.items():
-        if name == PEAK:
-            continue
+    for name, timing in timings.items():
         gflops = 2 * prepared.mult_adds / spreads[name].median / 1e6
+        ratio = None
+        if best is not None:
+            ratio = statistics.speed_up(timings[best].nanoseconds, timing.nanoseconds)
         measurements.append(
             Measurement(
                 contestant=name,
-                version=entrant.opened.version,
-                settings=entrant.opened.settings,
-                runs=entrant.rounds.size,
+                version=timing.opened.version,
+                settings=timing.opened.settings,
+                runs=timing.nanoseconds.size,
                 ms=spreads[name],
-                round_medians_ms=tuple(np.median(entrant.rounds, axis=1) / 1e6),
-                speed_up=None
-                if best is None
-                else statistics.speed_up(entrants[best].rounds, entrant.rounds),
+                round_medians_ms=tuple(np.median(timing.nanoseconds, axis=1) / 1e6),
+                speed_up=ratio,
                 gflops=gflops,
-                share_of_peak=peak_gflops and gflops / peak_gflops,
-                error=entrant.error,
-                load_seconds=entrant.opened.load_seconds,
-                peak_memory_mib=_mib(memory[name].peak),
-                session_memory_mib=_mib(memory[name].session),
-                model_mib=_size(entrant.artifact) / 2**20,
-                preempted=sum(block.preempted for block in entrant.blocks),
+                share_of_peak=limit and gflops / limit,
+                error=timing.error,
+                load_seconds=timing.opened.load_seconds,
+                peak_memory_mib=_mib(timing.memory.peak),
+                session_memory_mib=_mib(timing.memory.session),
+                model_mib=_size(timing.entry.artifact) / 2**20,
+                preempted=timing.preempted,
             )
         )
     measurements.sort(key=lambda m: (m.contestant != OURS, m.ms.median))
@@ -453,13 +296,13 @@ def _cell(
         threads=len(cpus),
         cpus=cpus,
         mult_adds=prepared.mult_adds,
-        peak_gflops=peak_gflops,
+        peak_gflops=limit,
         best_peer=best,
         measurements=tuple(measurements),
-        left_out=tuple(left),
-        order=order,
-        disturbance=disturbance,
-        notes=disturbance.notes(),
+        left_out=(*left, *outcome.left_out),
+        order=outcome.order,
+        disturbance=outcome.disturbance,
+        notes=outcome.disturbance.notes(),
     )
 
 
@@ -470,7 +313,9 @@ def _mib(size: int | None) -> float | None:
 def _size(artifact: Path) -> int:
     """Bytes of what a contestant loads: the bundle's library, else files of the same stem."""
     if artifact.is_dir():
-        return (artifact / "model.so").stat().st_size
+        from tvm_mobilenet.runtime.manifest import LIBRARY
+
+        return (artifact / LIBRARY).stat().st_size
     stem = artifact.name.removesuffix(artifact.suffix)
     return sum(p.stat().st_size for p in artifact.parent.iterdir() if p.stem == stem)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -55,6 +56,11 @@ class ContestantProcess:
     ) -> None:
         self.close()
 
+    @property
+    def pid(self) -> int:
+        """The process's id."""
+        return self._process.pid
+
     def call(self, method: str, *, timeout: float, **arguments: Any) -> Any:
         """Ask the worker (see `worker.Worker`) and wait for its answer, `timeout` seconds at most.
 
@@ -74,8 +80,9 @@ class ContestantProcess:
     def pause(self) -> None:
         """Stop every thread of the process; returns when it has stopped."""
         self._process.send_signal(signal.SIGSTOP)
-        # WNOWAIT and WEXITED: a process that died instead must not be waited for here
-        os.waitid(os.P_PID, self._process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+        # One that died instead never stops: its end is seen here, and reported by the next `call`.
+        with contextlib.suppress(ChildProcessError):
+            os.waitid(os.P_PID, self._process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
     def resume(self) -> None:
         """Let a stopped process go on."""

@@ -94,10 +94,13 @@ def subjects(
     ]
 
 
-def prepare(subject: Subject, folder: Path, *, bundle: Path | None, seed: int = 0) -> Prepared:
-    """Write the subject's ONNX and PyTorch forms to `folder`; compute the reference.
+def prepare(
+    subject: Subject, folder: Path, *, bundle: Path | None, program: bool, seed: int = 0
+) -> Prepared:
+    """Write the subject's ONNX and, with `program`, PyTorch form; compute the reference.
 
-    `bundle`: ours, already built. Raises InputError as `frontend.load_model` does.
+    `bundle`: ours, already built. Raises InputError as `frontend.load_model` does, and for a model
+    whose reference cannot be computed.
     """
     import onnx
 
@@ -108,7 +111,7 @@ def prepare(subject: Subject, folder: Path, *, bundle: Path | None, seed: int = 
     source = Source(
         onnx=folder / "model.onnx",
         onnx_batch_1=folder / "batch1.onnx",
-        program=folder / "program.pt2",
+        program=folder / "program.pt2" if program else None,
         bundle=bundle,
     )
     onnx.save(imported.onnx, source.onnx)
@@ -116,7 +119,8 @@ def prepare(subject: Subject, folder: Path, *, bundle: Path | None, seed: int = 
     onnx.save(single.onnx, source.onnx_batch_1)
     [sample] = evaluate(imported, samples(imported, seed, count=1))
     inputs = [sample.inputs[info.name] for info in imported.inputs]
-    _save_program(imported, inputs, source.program)
+    if source.program is not None:
+        _save_program(imported, inputs, source.program)
     return Prepared(
         subject,
         source,

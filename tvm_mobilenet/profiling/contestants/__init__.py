@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+from collections.abc import Sequence
 
 from tvm_mobilenet.errors import UsageError
 from tvm_mobilenet.profiling.contestants.base import Contestant, Source
@@ -38,7 +39,7 @@ def contestant(name: str) -> type[Contestant]:
     return found
 
 
-def check_peers(names: list[str] | tuple[str, ...]) -> None:
+def check_peers(names: Sequence[str]) -> None:
     """UsageError, with the nearest names, when a name is not in `PEERS`."""
     for name in names:
         if name not in PEERS:

@@ -19,7 +19,7 @@ class Source:
 
     onnx: Path
     onnx_batch_1: Path  # the same model for one image, for runtimes without a batch dimension
-    program: Path  # torch.export.save of the PyTorch module, or of the ONNX graph in PyTorch
+    program: Path | None  # torch.export's form; None when nobody starts from it
     bundle: Path | None  # ours; None when it is not to be timed
 
 
@@ -36,6 +36,7 @@ class Contestant(ABC):
     install: ClassVar[str]  # the command that installs them
     distribution: ClassVar[str]  # whose version is reported
     settings: ClassVar[str]  # what was set, for the report
+    from_program: ClassVar[bool] = False  # `convert` starts from `Source.program`, not from ONNX
 
     @classmethod
     def missing(cls) -> tuple[str, ...]:

@@ -35,10 +35,13 @@ class LiteRt(Contestant):
     distribution = "ai-edge-litert"
     settings = "XNNPACK delegate, num_threads = threads, NHWC input, converted by litert-torch"
 
+    from_program = True
+
     def convert(self, source: Source, folder: Path) -> Path:
         import litert_torch
         import torch
 
+        assert source.program is not None
         program = torch.export.load(source.program)
         examples = list(program.example_inputs[0])
         images = [i for i, x in enumerate(examples) if x.dim() == 4]

@@ -20,7 +20,10 @@ class TorchEager(Contestant):
     distribution = "torch"
     settings = "eager, channels_last, inference_mode, set_num_threads(threads)"
 
+    from_program = True
+
     def convert(self, source: Source, folder: Path) -> Path:
+        assert source.program is not None
         return source.program
 
     def load(self, artifact: Path, threads: int) -> None:
