@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from .spec import Spec
@@ -83,12 +84,12 @@ def schedule(spec: Spec, target: TargetSpec, records: Records | None = None) -> 
             knobs, source = rule.knobs_class(**recorded), "tuned"
         else:
             knobs, source = rule.analytic(spec, target), "analytic"
-        packs = hasattr(rule, "pack_weight")
+        pack = getattr(rule, "pack_weight", None)  # only operators with weights have one
         return Scheduled(
             function=rule.build(spec, knobs),
             rule=rule.name,
             source=source,
             knobs=dataclasses.asdict(knobs),
-            pack_weight=(lambda w: rule.pack_weight(spec, knobs, w)) if packs else None,
+            pack_weight=partial(pack, spec, knobs) if pack else None,
         )
     raise LookupError(f"no rule takes {type(spec).__name__} {spec} on {target.name}")

@@ -6,6 +6,9 @@ the reference for one operator: swapping a scheduled function back shows whether
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from tvm import tirx
 from tvm.tirx.script import builder as T
 
@@ -161,7 +164,7 @@ def _layout(spec: LayoutSpec):  # type: ignore[no-untyped-def]
     return [("x", nchw if pack else flat), ("y", flat if pack else nchw)], body
 
 
-_WRITERS = {
+_WRITERS: dict[type, Callable[[Any], tuple[Shapes, Callable[..., None]]]] = {
     ConvSpec: _conv,
     DenseSpec: _dense,
     PoolSpec: _pool,

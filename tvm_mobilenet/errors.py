@@ -28,7 +28,7 @@ class MissingToolError(TvmMobilenetError):
 
 
 class ParityError(TvmMobilenetError):
-    """The compiled module's numbers differ from the reference by more than allowed (exit code 5)."""
+    """The compiled numbers differ from the reference by more than allowed (exit code 5)."""
 
     exit_code = 5
 

@@ -195,9 +195,7 @@ def build(spec: ConvSpec | DenseSpec, knobs: ConvKnobs) -> tirx.PrimFunc:
             x = T.decl_buffer(flat_in, "float32", data=x.data)
         if isinstance(spec, DenseSpec):
             y = T.decl_buffer((1, spec.batch * spec.out_features), "float32", data=y.data)
-        _Nest(
-            problem, spec, knobs, x, weight, bias, rest[0] if residual else None, y
-        ).emit()
+        _Nest(problem, spec, knobs, x, weight, bias, rest[0] if residual else None, y).emit()
 
     return prim_func(buffers, body)
 
@@ -242,7 +240,9 @@ class _Nest:
                 parallel=True,
             )
         else:
-            loop(problem.batch, lambda n: loop(outer, lambda i: loop(inner, lambda j: item(n, i, j))))
+            loop(
+                problem.batch, lambda n: loop(outer, lambda i: loop(inner, lambda j: item(n, i, j)))
+            )
 
     def row(self, image: Expr, row: Expr, group: Expr, widths: list[int]) -> None:
         """All tiles of one output row for one group of output channels."""
@@ -251,12 +251,12 @@ class _Nest:
 
             def tiles(rows: RowGroup = rows, runs: tuple[ColumnRun, ...] = runs) -> None:
                 for run in runs:
-                    loop(
-                        run.count,
-                        lambda t, run=run: self.tile(
-                            image, row, run.start + t * run.pixels, rows, run, group, widths
-                        ),
-                    )
+
+                    def tile(t: Expr, run: ColumnRun = run) -> None:
+                        start = run.start + t * run.pixels
+                        self.tile(image, row, start, rows, run, group, widths)
+
+                    loop(run.count, tile)
 
             cases.append((rows.stop, tiles))
         switch(row, cases)
@@ -349,7 +349,9 @@ class _Nest:
             pixel = in_row * problem.in_row + in_column
             tap = (first * problem.taps + (kh * problem.kernel[1] + kw) * width) * tile_width
 
-            def channel(lane: Expr, pixel: Expr = pixel, tap: Expr = tap, pixels: list = pixels) -> None:
+            def channel(
+                lane: Expr, pixel: Expr = pixel, tap: Expr = tap, pixels: list = pixels
+            ) -> None:
                 for p in pixels:
                     if problem.plain:
                         x_at = (pixel + p) * problem.in_channels + first + lane

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from tvm import tirx
@@ -101,12 +102,11 @@ class _Nest:
         def serial(image: Expr, block: Expr) -> None:
             def all_rows(width: int) -> None:
                 for group in rows:
-                    loop(
-                        group.stop - group.start,
-                        lambda r, group=group: self.row(
-                            image, block, width, group.start + r, group, columns
-                        ),
-                    )
+
+                    def row(r: Expr, group: RowGroup = group) -> None:
+                        self.row(image, block, width, group.start + r, group, columns)
+
+                    loop(group.stop - group.start, row)
 
             of_block(image, block, all_rows)
 
@@ -121,12 +121,10 @@ class _Nest:
 
             def some_rows(width: int) -> None:
                 def one_row(r: Expr) -> None:
-                    cases = [
+                    cases: list[tuple[int, Callable[[], None]]] = [
                         (
                             group.stop,
-                            lambda group=group: self.row(
-                                image, block, width, start + r, group, columns
-                            ),
+                            partial(self.row, image, block, width, start + r, group, columns),
                         )
                         for group in rows
                     ]
@@ -150,12 +148,11 @@ class _Nest:
         columns: list[ColumnRun],
     ) -> None:
         for run in columns:
-            loop(
-                run.count,
-                lambda t, run=run: self.tile(
-                    image, block, width, row, rows, run, run.start + t * run.pixels
-                ),
-            )
+
+            def tile(t: Expr, run: ColumnRun = run) -> None:
+                self.tile(image, block, width, row, rows, run, run.start + t * run.pixels)
+
+            loop(run.count, tile)
 
     def tile(
         self,

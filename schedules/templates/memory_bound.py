@@ -5,6 +5,7 @@ Each is one pass over its data in whole vectors; the only knob is the number of 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from tvm import tirx
@@ -22,8 +23,10 @@ class MemoryKnobs:
 
 
 def _each_block(
-    spec: PoolSpec | ScaleSpec | LayoutSpec, knobs: MemoryKnobs, body
-) -> None:  # type: ignore[no-untyped-def]
+    spec: PoolSpec | ScaleSpec | LayoutSpec,
+    knobs: MemoryKnobs,
+    body: Callable[[Expr, Expr, int], None],
+) -> None:
     """``body(image, first channel, block width)`` for every block of the blocked layout."""
     widths = channel_blocks(spec.channels, spec.lanes)
     full = sum(1 for width in widths if width == widths[0])
@@ -148,5 +151,3 @@ def build_layout(spec: LayoutSpec, knobs: MemoryKnobs) -> tirx.PrimFunc:
         _each_block(spec, knobs, block)
 
     return prim_func([("x", nchw if pack else flat), ("y", flat if pack else nchw)], body)
-
-

@@ -54,9 +54,10 @@ def _spans(total: int, tile: int) -> list[int]:
 
 
 def predicted_cycles(
-    spec: ConvSpec | DenseSpec, pixels: int, vectors: int, target: TargetSpec
+    spec: ConvSpec | DenseSpec, tile: tuple[int, int], target: TargetSpec
 ) -> float:
-    """Cycles of the whole operator on one core, caches left aside."""
+    """Cycles of the whole operator on one core with a register tile, caches left aside."""
+    pixels, vectors = tile
     if isinstance(spec, DenseSpec):
         rows, columns, batch = 1, spec.batch, 1
         taps = spec.in_features
@@ -96,7 +97,8 @@ class _Convolution:
 
     def analytic(self, spec: Any, target: TargetSpec) -> ConvKnobs:
         pixels, vectors = min(
-            register_tiles(target), key=lambda tile: (predicted_cycles(spec, *tile, target), tile)
+            register_tiles(target),
+            key=lambda tile: (predicted_cycles(spec, tile, target), tile),
         )
         return self._with_order(spec, target, pixels, vectors)
 
@@ -130,11 +132,11 @@ class _Convolution:
         )
 
     def space(self, spec: Any, target: TargetSpec) -> Iterable[ConvKnobs]:
-        best = min(predicted_cycles(spec, *tile, target) for tile in register_tiles(target))
+        best = min(predicted_cycles(spec, tile, target) for tile in register_tiles(target))
         tiles = [
             tile
             for tile in register_tiles(target)
-            if predicted_cycles(spec, *tile, target) <= 1.25 * best
+            if predicted_cycles(spec, tile, target) <= 1.25 * best
         ]
         parallel = worth_threads(spec, target)
         row_tiles = (0, 1, 2, 4, 8, 16) if spec.kind == "pointwise" else (0,)

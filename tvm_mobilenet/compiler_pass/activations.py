@@ -11,9 +11,7 @@ from .relax_graph import RelaxGraph, Step, scalar_of
 Match = tuple[Activation, list[Step]]
 
 
-def match_activation(
-    graph: RelaxGraph, var: relax.Var, first: Step | None = None
-) -> Match | None:
+def match_activation(graph: RelaxGraph, var: relax.Var, first: Step | None = None) -> Match | None:
     """The activation applied to ``var``, with its steps in order.
 
     Without ``first`` it must use ``var`` up: nothing else may read it. With ``first`` the match

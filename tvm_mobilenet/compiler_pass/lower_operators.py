@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -164,8 +165,8 @@ class _Lowering:
         steps = [step]
         kernel = tuple(weight.shape[2:])
         stride, dilation = _pair(attrs.strides), _pair(attrs.dilation)
-        padding = tuple(int(p) for p in attrs.padding)
-        if plain_conv and (h, w) == (1, 1) and kernel == (1, 1) and not any(padding):
+        top, left, bottom, right = (int(p) for p in attrs.padding)
+        if plain_conv and (h, w) == (1, 1) and kernel == (1, 1) and not top + left + bottom + right:
             bias, _, activation = self._epilogue(steps, o, residual=False)
             spec: Spec = DenseSpec(n, c, o, self.lanes, activation)
             return self._claim(
@@ -182,9 +183,9 @@ class _Lowering:
             in_height=h,
             in_width=w,
             out_channels=o,
-            kernel=kernel,  # type: ignore[arg-type]
+            kernel=kernel,
             stride=stride,
-            padding=padding,  # type: ignore[arg-type]
+            padding=(top, left, bottom, right),
             dilation=dilation,
             groups=groups,
             lanes=self.lanes,
@@ -210,9 +211,7 @@ class _Lowering:
         bias, _, activation = self._epilogue(steps, outputs, residual=False)
         spec = DenseSpec(shape_of(x)[0], features, outputs, self.lanes, activation)
         packed = np.ascontiguousarray(weight.T)
-        return self._claim(
-            steps, lambda: self._emit(spec, steps, [self._flat(x)], [packed, bias])
-        )
+        return self._claim(steps, lambda: self._emit(spec, steps, [self._flat(x)], [packed, bias]))
 
     def _plan_pool(self, step: Step) -> bool:
         attrs, shape = step.value.attrs, shape_of(step.value.args[0])
@@ -237,12 +236,7 @@ class _Lowering:
         for x, factor in ((a, b), (b, a)):
             if shape_of(x) == shape and shape_of(factor) == (*shape[:2], 1, 1) != shape:
                 spec = ScaleSpec(*shape, lanes=self.lanes, activation=self._activation(steps))
-                return self._claim(
-                    steps,
-                    lambda x=x, factor=factor: self._emit(
-                        spec, steps, [self._blocked(x), self._flat(factor)]
-                    ),
-                )
+                return self._claim(steps, partial(self._emit_scale, spec, steps, x, factor))
         return self._plan_binary(step, "multiply")
 
     def _plan_add(self, step: Step) -> bool:
@@ -252,6 +246,9 @@ class _Lowering:
         if constant_of(b) is not None:
             return self._plan_batch_norm(step)
         return constant_of(a) is None and self._plan_binary(step, "add")
+
+    def _emit_scale(self, spec: ScaleSpec, steps: Sequence[Step], x: Any, factor: Any) -> None:
+        self._emit(spec, steps, [self._blocked(x), self._flat(factor)])
 
     def _plan_binary(self, step: Step, op: str) -> bool:
         a, b = step.value.args

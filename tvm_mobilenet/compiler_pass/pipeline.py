@@ -116,9 +116,7 @@ def compile_model(
         dump("planned", mod)
         say("generating code")
         # Phase 5. machine code
-        executable = relax.build(
-            mod, target=tvm_target, relax_pipeline=None, exec_mode="compiled"
-        )
+        executable = relax.build(mod, target=tvm_target, relax_pipeline=None, exec_mode="compiled")
     nodes = _onnx_nodes(imported, call_sites)
     operators = tuple(_report(name, mod, scheduled, rest, nodes) for name in order)
     return Compiled(executable, imported, target, operators, time.perf_counter() - start)
@@ -203,5 +201,3 @@ def _product(shape: list[int]) -> int:
     for extent in shape:
         result *= extent
     return result
-
-

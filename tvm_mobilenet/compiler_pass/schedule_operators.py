@@ -49,9 +49,7 @@ class _CallScheduled(relax.PyExprMutator):
         self._main = mod["main"]
         self._scheduled = scheduled
         self._functions = {
-            name: self.builder_.add_func(
-                result.function.with_attr(SPEC_ATTR, to_json(spec)), name
-            )
+            name: self.builder_.add_func(result.function.with_attr(SPEC_ATTR, to_json(spec)), name)
             for name, (spec, result) in scheduled.items()
         }
 
