@@ -375,3 +375,29 @@ def test_a_missing_runtime_library_is_named(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("TVM_LIBRARY_PATH", "/nowhere")
     with pytest.raises(MissingToolError, match="pip install 'apache-tvm"):
         library.find_runtime_library()
+
+
+def test_a_pool_that_tvm_started_too_small_is_told(built: Path) -> None:
+    import os
+
+    if len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("hardware: one CPU only")
+    code = (
+        "import os, numpy as np\n"
+        "os.environ.update(TVM_NUM_THREADS='1', TVM_BIND_THREADS='0')\n"
+        "from tvm_mobilenet.errors import TvmMobilenetError\n"
+        "from tvm_mobilenet.runtime import Bundle, library\n"
+        "library.tvm_ffi().get_global_func('runtime.NumThreads')()\n"
+        "x = np.ones((2, 3, 20, 20), np.float32)\n"
+        f"Bundle.load({str(built)!r}).run(x)\n"
+        f"bundle = Bundle.load({str(built)!r}, threads=2)\n"
+        "for attempt in range(2):\n"
+        "    try:\n"
+        "        bundle.run(x)\n"
+        "    except TvmMobilenetError as error:\n"
+        "        assert 'TVM_NUM_THREADS=2' in str(error)\n"
+        "    else:\n"
+        "        raise SystemExit('ran on one thread without a word')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

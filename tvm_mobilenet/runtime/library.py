@@ -94,18 +94,16 @@ def use_threads(threads: int, *, exactly: bool) -> None:
     PyTorch and everything else in the process too; here no thread is bound. With `exactly`, raises
     TvmMobilenetError when TVM already started a smaller pool in this thread, which cannot grow.
     """
-    if getattr(_pool, "threads", None) == threads:
-        return
-    ffi = tvm_ffi()
-    cpus = [str(cpu) for cpu in sorted(_usable_cpus())]
-    ffi.get_global_func("runtime.config_threadpool")(_SHARE_ALL_CORES, threads, cpus)
-    got = ffi.get_global_func("runtime.NumThreads")()
-    if exactly and got < threads:
+    if getattr(_pool, "asked", None) != threads:
+        ffi = tvm_ffi()
+        cpus = [str(cpu) for cpu in sorted(_usable_cpus())]
+        ffi.get_global_func("runtime.config_threadpool")(_SHARE_ALL_CORES, threads, cpus)
+        _pool.asked, _pool.got = threads, ffi.get_global_func("runtime.NumThreads")()
+    if exactly and _pool.got < threads:
         raise TvmMobilenetError(
-            f"TVM already started a pool of {got} threads here, too few for {threads}; "
+            f"TVM already started a pool of {_pool.got} threads here, too few for {threads}; "
             f"set TVM_NUM_THREADS={threads} before the first use of TVM"
         )
-    _pool.threads = threads
 
 
 class Module:
