@@ -8,9 +8,10 @@ from pathlib import Path
 
 from tvm_mobilenet.errors import InputError, MissingToolError, UsageError
 from tvm_mobilenet.profiling.bench import BenchReport, Cell
-from tvm_mobilenet.profiling.contestants import OURS
+from tvm_mobilenet.profiling.contestants import OURS, PEERS
 
 SUFFIXES = (".png", ".svg")
+_COLOURS = {name: f"C{i}" for i, name in enumerate([OURS, *PEERS])}  # the same in every panel
 
 
 def check(path: Path) -> None:
@@ -50,6 +51,8 @@ def draw(report: BenchReport, path: Path) -> Path:
 
 
 def _panel(panel, cells: Sequence[Cell], batch: int) -> None:  # type: ignore[no-untyped-def]
+    from matplotlib.ticker import LogLocator, NullFormatter
+
     names = dict.fromkeys(m.contestant for cell in cells for m in cell.measurements)
     for name in names:
         points = [(c.mult_adds / batch / 1e6, m.ms) for c in cells if (m := c.of(name))]
@@ -62,6 +65,7 @@ def _panel(panel, cells: Sequence[Cell], batch: int) -> None:  # type: ignore[no
                 [(ms.p90 - ms.median) / batch for _, ms in points],
             ],
             label=name,
+            color=_COLOURS[name],
             marker="o",
             markersize=4,
             capsize=2,
@@ -73,11 +77,16 @@ def _panel(panel, cells: Sequence[Cell], batch: int) -> None:  # type: ignore[no
         [x for x, _ in limits],
         [2 * x / (c.peak_gflops or 1) for x, c in limits],
         linestyle="--",
+        marker="_",
         color="0.4",
         label="FMA peak",
     )
     panel.set_xscale("log")
     panel.set_yscale("log")
+    for axis in (panel.xaxis, panel.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_formatter(NullFormatter())
     panel.set_xlabel("Mult-Adds per image (millions)")
     panel.set_ylabel("latency per image (ms)")
     panel.grid(visible=True, which="both", alpha=0.25)
