@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -13,7 +16,10 @@ CPUS = (min(os.sched_getaffinity(0)),)
 
 
 def _state(pid: int) -> str:
-    return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return "gone"
 
 
 def test_a_worker_is_pinned_stopped_continued_and_ended(tiny: Prepared, log: Path) -> None:
@@ -81,3 +87,27 @@ def test_a_worker_that_dies_is_reported_with_its_last_words(log: Path) -> None:
         with pytest.raises(ContestantError, match="ended in 'memory' with signal SIGSEGV"):
             process.call("memory", timeout=60)
         process.pause()  # of a dead process: returns
+
+
+def test_a_stopped_worker_does_not_outlive_a_bench_that_is_killed(tmp_path: Path) -> None:
+    code = f"""
+from pathlib import Path
+from tvm_mobilenet.profiling.process import ContestantProcess
+process = ContestantProcess({CPUS}, 1, Path({str(tmp_path / "log")!r}))
+process.call("memory", timeout=60)
+process.pause()
+print(process.pid, flush=True)
+input()
+"""
+    bench = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    with bench:
+        assert bench.stdout is not None
+        worker = int(bench.stdout.readline())
+        assert _state(worker) == "T"
+        bench.kill()
+    deadline = time.monotonic() + 30
+    while _state(worker) not in ("gone", "Z") and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert _state(worker) in ("gone", "Z")
