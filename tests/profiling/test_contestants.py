@@ -42,17 +42,20 @@ def test_a_peer_computes_what_pytorch_computes(name: str, tiny: Prepared, tmp_pa
     assert error < contest.TOLERANCE
 
 
+@pytest.fixture(scope="module")
+def squeeze_excite(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+    subject = Subject("mobilenet_v3_small", alpha=0.25, resolution=32, classes=10)
+    return prepare(subject, tmp_path_factory.mktemp("v3"), bundle=None, program=True)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", INSTALLED)
-def test_a_peer_takes_a_pytorch_module_with_squeeze_excite(name: str, tmp_path: Path) -> None:
-    subject = Subject("mobilenet_v3_small", alpha=0.25, resolution=32, classes=10)
-    prepared = prepare(subject, tmp_path, bundle=None, program=True)
-    folder = tmp_path / name
-    folder.mkdir()
+def test_a_peer_takes_a_pytorch_module_with_squeeze_excite(
+    name: str, squeeze_excite: Prepared, tmp_path: Path
+) -> None:
+    outputs = _outputs(name, squeeze_excite, tmp_path)
 
-    error = contest.relative_error(_outputs(name, prepared, folder), prepared.expected)
-
-    assert error < contest.TOLERANCE
+    assert contest.relative_error(outputs, squeeze_excite.expected) < contest.TOLERANCE
 
 
 def test_the_peak_runs_without_a_model(tmp_path: Path) -> None:
