@@ -6,7 +6,7 @@ edge tiles with other code than inner tiles, ragged vector tails, and prefetch o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from tvm import tirx
@@ -78,6 +78,32 @@ def _clip(x: Expr, lower: float, upper: float, width: int) -> Expr:
     if upper != float("inf"):
         x = T.min(constant(upper, width), x)
     return x
+
+
+class Registers:
+    """Named vector registers: ``registers[key]`` is read and assigned like an array element.
+
+    Each is a stack buffer of its own in *global* scope: TVM puts CPU buffers of any other scope,
+    and of 1 KiB or more, on the heap at every entry of the surrounding loop, which costs more than
+    a small tile's arithmetic; LLVM turns these into registers.
+    """
+
+    def __init__(self, widths: Mapping[Hashable, int]) -> None:
+        self._vectors = {
+            key: (T.alloc_buffer((width,), "float32", scope="global"), vector(0, width))
+            for key, width in widths.items()
+        }
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._vectors)
+
+    def __getitem__(self, key: Hashable) -> Expr:
+        buffer, index = self._vectors[key]
+        return buffer[index]
+
+    def __setitem__(self, key: Hashable, value: Expr) -> None:
+        buffer, index = self._vectors[key]
+        T.buffer_store(buffer, value, [index])
 
 
 def loop(extent: int, body: Callable[[Expr], None], *, parallel: bool = False) -> None:

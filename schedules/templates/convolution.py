@@ -23,7 +23,7 @@ import numpy as np
 from tvm import tirx
 from tvm.tirx.script import builder as T
 
-from ..emit import Expr, activate, loop, prefetch, prim_func, splat, switch, vector
+from ..emit import Expr, Registers, activate, loop, prefetch, prim_func, splat, switch, vector
 from ..spec import FLOAT_BYTES, ConvSpec, DenseSpec, channel_blocks
 from .tiling import ColumnRun, RowGroup, column_runs, row_groups
 
@@ -201,6 +201,26 @@ def build(spec: ConvSpec | DenseSpec, knobs: ConvKnobs) -> tirx.PrimFunc:
 
 
 @dataclass(frozen=True)
+class _Tile:
+    """One register tile: where it is, and its sums by (pixel, vector)."""
+
+    image: Expr
+    row: Expr
+    column: Expr
+    run: ColumnRun
+    kernel_rows: tuple[int, ...]
+    channel: Expr  # first output channel
+    widths: list[int]  # of the vectors of output channels
+    starts: list[int]  # their first channels within the group
+    panel: Expr  # where the group's weights start
+    sums: Registers
+
+    @property
+    def width(self) -> int:
+        return sum(self.widths)
+
+
+@dataclass(frozen=True)
 class _Nest:
     """Emits the loop nest of one convolution; the methods go from the outer loop to the inner."""
 
@@ -246,6 +266,9 @@ class _Nest:
 
     def row(self, image: Expr, row: Expr, group: Expr, widths: list[int]) -> None:
         """All tiles of one output row for one group of output channels."""
+        lanes = self.problem.out_blocks[0]
+        group_width = self.knobs.vectors * lanes
+        panel_rows = self.problem.in_channels * self.problem.taps
         cases: list[tuple[int, Callable[[], None]]] = []
         for rows, runs in zip(self.problem.rows, self.problem.columns, strict=True):
 
@@ -253,146 +276,111 @@ class _Nest:
                 for run in runs:
 
                     def tile(t: Expr, run: ColumnRun = run) -> None:
-                        start = run.start + t * run.pixels
-                        self.tile(image, row, start, rows, run, group, widths)
+                        column = run.start + t * run.pixels
+                        self.tile(
+                            _Tile(
+                                image=image,
+                                row=row,
+                                column=column,
+                                run=run,
+                                kernel_rows=rows.taps,
+                                channel=group * group_width,
+                                widths=widths,
+                                starts=[lanes * v for v in range(len(widths))],
+                                panel=group * (group_width * panel_rows),
+                                sums=Registers(
+                                    {
+                                        (p, v): w
+                                        for p in range(run.pixels)
+                                        for v, w in enumerate(widths)
+                                    }
+                                ),
+                            )
+                        )
 
                     loop(run.count, tile)
 
             cases.append((rows.stop, tiles))
         switch(row, cases)
 
-    def tile(
-        self,
-        image: Expr,
-        row: Expr,
-        column: Expr,
-        rows: RowGroup,
-        run: ColumnRun,
-        group: Expr,
-        widths: list[int],
-    ) -> None:
+    def tile(self, tile: _Tile) -> None:
         """One register tile: sums start from the bias, end through residual and activation."""
-        problem, knobs = self.problem, self.knobs
-        lanes, tile_width = problem.out_blocks[0], sum(widths)
-        starts = [lanes * v for v in range(len(widths))]  # of each vector in the group
-        sums = T.alloc_buffer((run.pixels * tile_width,), "float32", scope="local")
-        group_channel = group * (knobs.vectors * lanes)
-
-        def each(body: Callable[[int, int, Expr], None]) -> None:
-            for p in range(run.pixels):
-                for v, width in enumerate(widths):
-                    body(p, v, vector(p * tile_width + starts[v], width))
-
-        def start_from_bias(p: int, v: int, index: Expr) -> None:
-            T.buffer_store(sums, self.bias[vector(group_channel + starts[v], widths[v])], [index])
-
-        each(start_from_bias)
-        panel = group_channel * (problem.in_channels * problem.taps)
+        problem = self.problem
+        for p, v in tile.sums:
+            channel = tile.channel + tile.starts[v]
+            tile.sums[p, v] = self.bias[vector(channel, tile.widths[v])]
         in_width = problem.in_blocks[0]
         full = sum(1 for width in problem.in_blocks if width == in_width)
-
-        def block(b: Expr, width: int) -> None:
-            if knobs.prefetch:
-                self._prefetch(row, column, run, panel, b, tile_width)
-
-            def kernel_row(k: Expr) -> None:
-                kh = rows.taps[0] + k
-                self.taps(image, row, column, kh, run, panel, b, width, sums, widths, starts)
-
-            if rows.taps:  # a row of padding alone has none
-                loop(len(rows.taps), kernel_row)
-
-        loop(full, lambda b: block(b, in_width))
+        loop(full, lambda b: self.in_block(tile, b, in_width))
         for b in range(full, len(problem.in_blocks)):
-            block(b, problem.in_blocks[b])
-
-        out_pixel = row * problem.out_row + column
-
-        def finish(p: int, v: int, index: Expr) -> None:
+            self.in_block(tile, b, problem.in_blocks[b])
+        out_pixel = tile.row * problem.out_row + tile.column
+        for p, v in tile.sums:
+            channel, width = tile.channel + tile.starts[v], tile.widths[v]
             if problem.plain:
-                offset = (out_pixel + p) * problem.out_channels + group_channel + starts[v]
+                offset = (out_pixel + p) * problem.out_channels + channel
             else:
-                channel = group_channel + starts[v]
-                offset = channel * problem.out_pixels + (out_pixel + p) * widths[v]
-            where = [image, vector(offset, widths[v])]
-            value = sums[index]
+                offset = channel * problem.out_pixels + (out_pixel + p) * width
+            where = [tile.image, vector(offset, width)]
+            value = tile.sums[p, v]
             if self.residual is not None:
                 value = value + self.residual[tuple(where)]
-            T.buffer_store(self.y, activate(value, self.spec.activation, widths[v]), where)
+            T.buffer_store(self.y, activate(value, self.spec.activation, width), where)
 
-        each(finish)
+    def in_block(self, tile: _Tile, block: Expr, width: int) -> None:
+        """Add one block of input channels to a tile, kernel row by kernel row."""
+        if self.knobs.prefetch:
+            self.prefetch_next_panel(tile, block)
+        if tile.kernel_rows:  # a row of padding alone has none
+            first = tile.kernel_rows[0]
+            loop(len(tile.kernel_rows), lambda k: self.kernel_row(tile, block, width, first + k))
 
-    def taps(
-        self,
-        image: Expr,
-        row: Expr,
-        column: Expr,
-        kh: Expr,
-        run: ColumnRun,
-        panel: Expr,
-        block: Expr,
-        width: int,
-        sums: Expr,
-        widths: list[int],
-        starts: list[int],
-    ) -> None:
-        """Add one block of input channels for one kernel row: the innermost loop."""
+    def kernel_row(self, tile: _Tile, block: Expr, width: int, kh: Expr) -> None:
+        """Add one block of input channels for one kernel row: holds the innermost loop."""
         problem, knobs = self.problem, self.knobs
-        tile_width = sum(widths)
         first = block * problem.in_blocks[0]
-        in_row = row * problem.stride[0] - problem.padding[0] + kh * problem.dilation[0]
+        in_row = tile.row * problem.stride[0] - problem.padding[0] + kh * problem.dilation[0]
+        unroll = knobs.unroll if width % knobs.unroll == 0 else 1
         for kw in range(problem.kernel[1]):
-            pixels = [p for p in range(run.pixels) if kw in run.taps[p]]
+            pixels = [p for p, taps in enumerate(tile.run.taps) if kw in taps]
             if not pixels:
                 continue
-            in_column = column * problem.stride[1] - problem.padding[1] + kw * problem.dilation[1]
-            pixel = in_row * problem.in_row + in_column
-            tap = (first * problem.taps + (kh * problem.kernel[1] + kw) * width) * tile_width
+            in_column = tile.column * problem.stride[1] - problem.padding[1]
+            pixel = in_row * problem.in_row + in_column + kw * problem.dilation[1]
+            tap = (first * problem.taps + (kh * problem.kernel[1] + kw) * width) * tile.width
 
-            def channel(
-                lane: Expr, pixel: Expr = pixel, tap: Expr = tap, pixels: list = pixels
+            def in_channels(
+                step: Expr, pixels: list[int] = pixels, pixel: Expr = pixel, tap: Expr = tap
             ) -> None:
-                for p in pixels:
-                    if problem.plain:
-                        x_at = (pixel + p) * problem.in_channels + first + lane
-                    else:
-                        x_at = first * problem.in_pixels + lane
-                        x_at += (pixel + p * problem.stride[1]) * width
-                    for v, lanes in enumerate(widths):
-                        index = vector(p * tile_width + starts[v], lanes)
-                        w = self.weight[vector(panel + tap + lane * tile_width + starts[v], lanes)]
-                        value = sums[index] + splat(self.x[image, x_at], lanes) * w
-                        T.buffer_store(sums, value, [index])
+                for lane in (step * unroll + u for u in range(unroll)):
+                    for p in pixels:
+                        if problem.plain:
+                            x_at = (pixel + p) * problem.in_channels + first + lane
+                        else:
+                            x_at = first * problem.in_pixels + lane
+                            x_at += (pixel + p * problem.stride[1]) * width
+                        x = self.x[tile.image, x_at]
+                        for v, lanes in enumerate(tile.widths):
+                            w_at = tile.panel + tap + lane * tile.width + tile.starts[v]
+                            w = self.weight[vector(w_at, lanes)]
+                            tile.sums[p, v] = tile.sums[p, v] + splat(x, lanes) * w
 
-            unroll = knobs.unroll if width % knobs.unroll == 0 else 1
+            loop(width // unroll, in_channels)
 
-            def lanes_of(step: Expr, channel: Callable = channel, unroll: int = unroll) -> None:
-                for u in range(unroll):
-                    channel(step * unroll + u)
-
-            loop(width // unroll, lanes_of)
-
-    def _prefetch(
-        self,
-        row: Expr,
-        column: Expr,
-        run: ColumnRun,
-        panel: Expr,
-        block: Expr,
-        tile_width: int,
-    ) -> None:
+    def prefetch_next_panel(self, tile: _Tile, block: Expr) -> None:
         """This tile's share of the next panel, spread over its input blocks."""
         problem = self.problem
         line = 64 // FLOAT_BYTES
-        tiles = max(1, problem.out_pixels // run.pixels)
-        panel_lines = -(-problem.in_channels * problem.taps * tile_width // line)
+        per_channel = problem.in_channels * problem.taps
+        tiles = max(1, problem.out_pixels // tile.run.pixels)
+        panel_lines = -(-per_channel * tile.width // line)
         tile_lines = -(-panel_lines // tiles)
         block_lines = -(-tile_lines // len(problem.in_blocks))
-        tile = (row * problem.out_row + column) // run.pixels
-        start = panel + problem.in_channels * problem.taps * tile_width
-        last = problem.out_channels * problem.in_channels * problem.taps - 1
+        number = (tile.row * problem.out_row + tile.column) // tile.run.pixels
+        start = tile.panel + per_channel * tile.width
+        last = problem.out_channels * per_channel - 1
         for i in range(block_lines):
-            at = start + (tile * tile_lines + block * block_lines + i) * line
+            at = start + (number * tile_lines + block * block_lines + i) * line
             prefetch(self.weight, T.min(at, last))
 
 

@@ -19,7 +19,7 @@ import numpy as np
 from tvm import tirx
 from tvm.tirx.script import builder as T
 
-from ..emit import Expr, activate, loop, prim_func, switch, vector
+from ..emit import Expr, Registers, activate, loop, prim_func, switch, vector
 from ..spec import ConvSpec, channel_blocks
 from .tiling import ColumnRun, RowGroup, column_runs, row_groups
 
@@ -166,11 +166,10 @@ class _Nest:
     ) -> None:
         """``run.pixels`` outputs of one channel block; taps are unrolled."""
         spec = self.spec
-        sums = T.alloc_buffer((run.pixels * width,), "float32", scope="local")
+        sums = Registers(dict.fromkeys(range(run.pixels), width))
         channel = block * spec.lanes
         for p in range(run.pixels):
-            bias = self.bias[vector(channel, width)]
-            T.buffer_store(sums, bias, [vector(p * width, width)])
+            sums[p] = self.bias[vector(channel, width)]
         taps, kernel_width = spec.kernel[0] * spec.kernel[1], spec.kernel[1]
         in_plane = channel * (spec.in_height * spec.in_width)
         for kh in rows.taps:
@@ -184,13 +183,12 @@ class _Nest:
                         continue
                     pixel = in_row * spec.in_width + in_column + p * spec.stride[1]
                     x = self.x[image, vector(in_plane + pixel * width, width)]
-                    index = vector(p * width, width)
-                    T.buffer_store(sums, sums[index] + x * w, [index])
+                    sums[p] = sums[p] + x * w
         out_plane = channel * (spec.out_height * spec.out_width)
         for p in range(run.pixels):
             pixel = row * spec.out_width + column + p
             where = [image, vector(out_plane + pixel * width, width)]
-            value = sums[vector(p * width, width)]
+            value = sums[p]
             if self.residual is not None:
                 value = value + self.residual[tuple(where)]
             T.buffer_store(self.y, activate(value, spec.activation, width), where)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from tvm import tirx
 from tvm.tirx.script import builder as T
 
-from ..emit import Expr, activate, constant, loop, prim_func, switch, vector
+from ..emit import Expr, Registers, activate, constant, loop, prim_func, switch, vector
 from ..spec import ElementwiseSpec, LayoutSpec, PoolSpec, ScaleSpec, channel_blocks
 
 
@@ -48,20 +48,19 @@ def build_pool(spec: PoolSpec, knobs: MemoryKnobs) -> tirx.PrimFunc:
 
     def body(x, y):  # type: ignore[no-untyped-def]
         def block(image: Expr, channel: Expr, width: int) -> None:
-            sums = T.alloc_buffer((partial * width,), "float32", scope="local")
+            sums = Registers(dict.fromkeys(range(partial), width))
             for i in range(partial):
-                T.buffer_store(sums, constant(0.0, width), [vector(i * width, width)])
+                sums[i] = constant(0.0, width)
 
             def step(s: Expr) -> None:
                 for i in range(partial):
-                    index = vector(i * width, width)
                     at = channel * pixels + (s * partial + i) * width
-                    T.buffer_store(sums, sums[index] + x[image, vector(at, width)], [index])
+                    sums[i] = sums[i] + x[image, vector(at, width)]
 
             loop(pixels // partial, step)
-            total = sums[vector(0, width)]
+            total = sums[0]
             for i in range(1, partial):
-                total = total + sums[vector(i * width, width)]
+                total = total + sums[i]
             mean = total / constant(float(pixels), width)
             T.buffer_store(y, mean, [image, vector(channel, width)])
 
