@@ -62,6 +62,7 @@ class Worker:
 
     def __init__(self) -> None:
         self._contestant: Contestant
+        self._inputs: list[np.ndarray] = []
         self._baseline: int | None = None
 
     def convert(self, name: str, source: Source, folder: Path) -> Path:
@@ -75,7 +76,8 @@ class Worker:
         start = time.perf_counter()
         self._contestant.load(artifact, threads)
         seconds = time.perf_counter() - start
-        self._contestant.feed(inputs)
+        self._inputs = inputs  # several runtimes only look at them, so they must stay alive
+        self._contestant.feed(self._inputs)
         gc.collect()
         gc.disable()  # no collection inside a timed run
         return Opened(self._contestant.version(), self._contestant.settings, seconds)

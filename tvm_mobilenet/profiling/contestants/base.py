@@ -58,7 +58,10 @@ class Contestant(ABC):
 
     @abstractmethod
     def feed(self, inputs: list[np.ndarray]) -> None:
-        """Put the inputs (float32, in the model's order and NCHW layout) in place for `run`."""
+        """Put the inputs (float32, in the model's order and NCHW layout) in place for `run`.
+
+        The arrays live as long as the contestant, so it may just keep looking at them.
+        """
 
     @abstractmethod
     def run(self) -> None:
