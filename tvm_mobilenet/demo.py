@@ -6,20 +6,29 @@ against ONNX Runtime. Everything is written below ``./demo``.
 
 from __future__ import annotations
 
+import importlib.util
 import shlex
+import shutil
 import sys
 from pathlib import Path
 
 from tvm_mobilenet.cli import main
+from tvm_mobilenet.errors import MissingToolError, TvmMobilenetError
 
 FOLDER = Path("demo")
 
 
 def photographs() -> list[Path]:
-    """The two real photographs that scikit-learn ships."""
-    import sklearn.datasets
+    """The two real photographs that scikit-learn ships.
 
-    images = Path(sklearn.datasets.__file__).parent / "images"
+    Raises MissingToolError without scikit-learn.
+    """
+    package = importlib.util.find_spec("sklearn")
+    if package is None or package.origin is None:
+        raise MissingToolError(
+            "the demo's photographs come with scikit-learn: pip install '.[test]'"
+        )
+    images = Path(package.origin).parent / "datasets" / "images"
     return [images / "china.jpg", images / "flower.jpg"]
 
 
@@ -39,7 +48,7 @@ def steps() -> list[tuple[str, list[str]]]:
         (
             "Classify two photographs (the weights are seeded, not trained: the class numbers "
             "show that it runs, not what is in the picture)",
-            ["run", bundle, *map(str, photographs())],
+            ["run", bundle, *(str(FOLDER / photo.name) for photo in photographs())],
         ),
         (
             "Compare its latency with ONNX Runtime, interleaved in one run, one thread",
@@ -51,6 +60,8 @@ def steps() -> list[tuple[str, list[str]]]:
 def run() -> int:
     """Run all steps; returns the first exit code that is not 0."""
     FOLDER.mkdir(exist_ok=True)
+    for photo in photographs():
+        shutil.copy(photo, FOLDER)
     todo = steps()
     for number, (title, command) in enumerate(todo, 1):
         print(f"\n== {number}/{len(todo)} {title}", flush=True)
@@ -75,4 +86,8 @@ What to type next (the commands live in .venv/bin; 'tvm-mobilenet --help' lists 
 
 
 if __name__ == "__main__":
-    sys.exit(run())
+    try:
+        sys.exit(run())
+    except TvmMobilenetError as error:
+        print(f"demo: error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
