@@ -171,9 +171,11 @@ void use_threads(int threads) {
   }
 #endif
   const int most = static_cast<int>(cpus.size());
+  threads = threads == 0 ? most : std::min(threads, most);
   constexpr int kShareAllCores = -3;
-  ffi::Function::GetGlobalRequired("runtime.config_threadpool")(
-      kShareAllCores, threads == 0 ? most : std::min(threads, most), cpus);
+  const auto configure = ffi::Function::GetGlobalRequired("runtime.config_threadpool");
+  configure(kShareAllCores, most, cpus);  // creates the pool in full: it cannot grow
+  configure(kShareAllCores, threads, cpus, threads);  // on one thread, work skips the pool
 }
 
 // Errors of one output over all samples, against float64; the rule is parity/judge.py's.
