@@ -86,6 +86,9 @@ class _Problem:
 def _flat(pixels: int, tile: int, row_tiles: int) -> tuple[int, list[RowGroup], list[list]]:
     """Cut ``pixels`` into pseudo-rows of ``row_tiles`` tiles: row length, groups, columns."""
     plain = {"kernel": 1, "stride": 1, "padding": 0, "dilation": 1}
+    # rows a little shorter that divide the tiles evenly save the code of a shorter last row
+    even = max((n for n in range(1, row_tiles + 1) if pixels // tile % n == 0), default=0)
+    row_tiles = even if 2 * even >= row_tiles else row_tiles
     row = min(pixels, row_tiles * tile) if row_tiles else pixels
     full, rest = divmod(pixels, row)
     groups, columns = [RowGroup(0, full, (0,))], [column_runs(row, tile, size=row, **plain)]
@@ -340,7 +343,9 @@ class _Nest:
         problem, knobs = self.problem, self.knobs
         first = block * problem.in_blocks[0]
         in_row = tile.row * problem.stride[0] - problem.padding[0] + kh * problem.dilation[0]
-        unroll = knobs.unroll if width % knobs.unroll == 0 else 1
+        # only the tile that does most of the work is worth unrolled code
+        whole = (tile.run.pixels, len(tile.widths)) == (knobs.pixels, knobs.vectors)
+        unroll = knobs.unroll if whole and width % knobs.unroll == 0 else 1
         for kw in range(problem.kernel[1]):
             pixels = [p for p, taps in enumerate(tile.run.taps) if kw in taps]
             if not pixels:

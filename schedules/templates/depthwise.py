@@ -164,7 +164,7 @@ class _Nest:
         run: ColumnRun,
         column: Expr,
     ) -> None:
-        """``run.pixels`` outputs of one channel block; taps are unrolled."""
+        """``run.pixels`` outputs of one channel block."""
         spec = self.spec
         sums = Registers(dict.fromkeys(range(run.pixels), width))
         channel = block * spec.lanes
@@ -172,7 +172,8 @@ class _Nest:
             sums[p] = self.bias[vector(channel, width)]
         taps, kernel_width = spec.kernel[0] * spec.kernel[1], spec.kernel[1]
         in_plane = channel * (spec.in_height * spec.in_width)
-        for kh in rows.taps:
+
+        def kernel_row(kh: Expr) -> None:
             in_row = row * spec.stride[0] - spec.padding[0] + kh * spec.dilation[0]
             for kw in range(kernel_width):
                 in_column = column * spec.stride[1] - spec.padding[1] + kw * spec.dilation[1]
@@ -184,6 +185,12 @@ class _Nest:
                     pixel = in_row * spec.in_width + in_column + p * spec.stride[1]
                     x = self.x[image, vector(in_plane + pixel * width, width)]
                     sums[p] = sums[p] + x * w
+
+        if len(rows.taps) == spec.kernel[0]:
+            for kh in rows.taps:
+                kernel_row(kh)
+        elif rows.taps:  # few rows are at an edge: a loop, to keep the code small
+            loop(len(rows.taps), lambda k: kernel_row(rows.taps[0] + k))
         out_plane = channel * (spec.out_height * spec.out_width)
         for p in range(run.pixels):
             pixel = row * spec.out_width + column + p

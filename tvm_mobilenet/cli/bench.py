@@ -124,7 +124,7 @@ def run(args: argparse.Namespace) -> int:
             progress=args.console.info,
         )
     except KeyboardInterrupt:
-        if not args.json:  # what was measured until now is not thrown away
+        if finished and not args.json:  # what was measured until now is not thrown away
             _print(finished, ())
         raise
     if args.json:

@@ -37,7 +37,7 @@ class Subject:
         from tvm_mobilenet import models
 
         if self.model in models.BUILTIN:
-            return f"{self.model} {self.alpha:g}/{self.resolution}"
+            return f"{self.model} {float(self.alpha)}/{self.resolution}"
         return Path(self.model).name if isinstance(self.model, Path) else self.model
 
     def load(self, batch: int | None = None) -> ImportedModel:
