@@ -157,9 +157,12 @@ def test_graph(write):
         np.testing.assert_allclose(mine.numpy(), expected, rtol=2e-5, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_unscheduled_functions_already_mean_the_same():
     """Between the passes the module is complete: the plain functions compute the network."""
-    imported = frontend.load_model("mobilenet_v3_small", alpha=0.5, resolution=32, classes=10)
+    imported = frontend.load_model(
+        "mobilenet_v3_small", alpha=0.5, resolution=32, classes=10, exporter="torchscript"
+    )
     plain, _ = lower_operators(imported.mod, 8)
     x = tvm.runtime.tensor(RNG.standard_normal((1, 3, 32, 32)).astype("float32"))
     results = []
@@ -174,7 +177,7 @@ def test_unscheduled_functions_already_mean_the_same():
 )
 def test_mobilenets_are_lowered_whole(name):
     """No layout change, no lone element-wise operator and nothing for the fallback is left."""
-    imported = frontend.load_model(name, resolution=64, classes=10)
+    imported = frontend.load_model(name, resolution=64, classes=10, exporter="torchscript")
     mod, call_sites = lower_operators(imported.mod, 16)
     kinds = {spec_of(function).kind for _, function in mod.functions.items() if spec_of(function)}
     assert not kinds & {"layout", "elementwise"}
@@ -187,7 +190,9 @@ def test_mobilenets_are_lowered_whole(name):
 
 
 def test_dump_shows_each_phase(tmp_path):
-    imported = frontend.load_model("mobilenet_v1", alpha=0.25, resolution=32, classes=10)
+    imported = frontend.load_model(
+        "mobilenet_v1", alpha=0.25, resolution=32, classes=10, exporter="torchscript"
+    )
     compile_model(imported, targets.load("x86-64-v2"), dump_ir=tmp_path)
     names = [path.name for path in sorted(tmp_path.iterdir())]
     assert names == [
