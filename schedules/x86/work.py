@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 # Waking a waiting thread and joining it costs some thousand cycles; below this much work
 # (cycles of one core, predicted) an operator is faster alone.
-WORTH_A_THREAD = 30_000
+WORTH_A_THREAD = 10_000
 # One core streams about this many bytes per cycle through L2 and beyond.
 BYTES_PER_CYCLE = 8
 
