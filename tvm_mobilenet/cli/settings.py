@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tvm_mobilenet.cli import COMMANDS, load_command
+from tvm_mobilenet import cli
 from tvm_mobilenet.errors import InputError
 from tvm_mobilenet.toml_file import TomlFile, read_toml
 
@@ -54,7 +54,7 @@ def _configured(
     if found is None:
         return {}
     file, path, table = found
-    names = {name for name, _ in COMMANDS}
+    names = {name for name, _ in cli.COMMANDS}
     own = table.get(command, {})
     if not isinstance(own, dict):
         raise file.error(command, "must be a table of option values", path)
@@ -95,9 +95,9 @@ def _settings_table(config: str | None) -> tuple[TomlFile, str, dict[str, Any]] 
 def _every_option() -> set[str]:
     """The long options of all commands; imports every command's file."""
     every: set[str] = set()
-    for name, _ in COMMANDS:
+    for name, _ in cli.COMMANDS:
         parser = argparse.ArgumentParser(add_help=False)
-        load_command(name).add_arguments(parser)
+        cli.load_command(name).add_arguments(parser)
         every |= _options(parser).keys()
     return every
 
