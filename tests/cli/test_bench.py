@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tvm_mobilenet.cli import main
-from tvm_mobilenet.errors import NothingMeasuredError
+from tvm_mobilenet.errors import InputError, NothingMeasuredError
 from tvm_mobilenet.profiling import bench as bench_module
 from tvm_mobilenet.profiling.bench import BenchReport, Cell, Measurement, Summary
 from tvm_mobilenet.profiling.contest import LeftOut
@@ -161,12 +161,15 @@ def test_nothing_measured_is_exit_6(
     assert "error: nothing was measured; ncnn" in capsys.readouterr().err.splitlines()[-1]
 
 
-def test_an_interrupt_keeps_what_was_measured(
-    asked: dict[str, Any], capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("end", "code"), [(KeyboardInterrupt(), 130), (InputError("second.onnx: no such file"), 3)]
+)
+def test_what_was_measured_is_printed_whatever_ends_the_run(
+    end: BaseException, code: int, asked: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    asked["report"] = KeyboardInterrupt()
+    asked["report"] = end
 
-    assert main(["bench", "mobilenet_v1"]) == 130
+    assert main(["bench", "mobilenet_v1", "second.onnx"]) == code
 
     assert "tvm-mobilenet" in capsys.readouterr().out
 

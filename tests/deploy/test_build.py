@@ -15,7 +15,7 @@ import pytest
 from onnx import numpy_helper
 
 from tvm_mobilenet import deploy, frontend
-from tvm_mobilenet.errors import InputError, ParityError, UsageError
+from tvm_mobilenet.errors import InputError, ParityError
 from tvm_mobilenet.runtime import Bundle, host, manifest
 
 
@@ -177,7 +177,6 @@ def test_code_that_cannot_run_here_is_written_unchecked_and_says_so(
         ({"threads": 0}, InputError, "at least 1"),
         ({"std": [0.0]}, InputError, "std must be positive"),
         ({"mean": [0.0, 0.0]}, InputError, "mean has 2 values"),
-        ({"logs": Path("records")}, UsageError, "logs"),
     ],
 )
 def test_bad_options_are_refused_before_anything_is_written(

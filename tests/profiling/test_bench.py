@@ -172,3 +172,14 @@ def test_contradictions_are_refused_before_anything_is_done(
 def test_a_model_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"none\.onnx"):
         bench([tmp_path / "none.onnx"], ["onnxruntime"], ours=False)
+
+
+def test_a_target_or_bundle_that_cannot_be_used_is_refused_first(
+    model_path: Path, tmp_path: Path
+) -> None:
+    said: list[str] = []
+    with pytest.raises(InputError, match="x86-64-v9"):
+        bench([model_path], ["onnxruntime"], target="x86-64-v9", progress=said.append)
+    with pytest.raises(InputError, match=str(tmp_path)):
+        bench([model_path], ["onnxruntime"], bundle=tmp_path, progress=said.append)
+    assert said == []

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 from tvm_mobilenet.cli.common import (
     MODEL_HELP,
     add_json,
-    add_logs_argument,
     add_target_argument,
     emit_json,
     positive_int,
     print_table,
 )
+from tvm_mobilenet.errors import TvmMobilenetError
 
 if TYPE_CHECKING:
     from tvm_mobilenet.profiling.bench import Cell, Measurement, Summary
@@ -91,7 +91,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--classes", type=int, default=1000, help="number of classes (default 1000)")
     group.add_argument("--weights", type=Path, metavar="FILE", help="state dict or safetensors")
     add_target_argument(parser)
-    add_logs_argument(parser)
     add_json(parser)
 
 
@@ -118,12 +117,11 @@ def run(args: argparse.Namespace) -> int:
             runs=args.runs,
             bundle=args.bundle,
             target=args.target,
-            logs=args.logs,
             ours=not args.peers_only,
             on_cell=_collector(finished, args.console.info),
             progress=args.console.info,
         )
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, TvmMobilenetError):
         if finished and not args.json:  # what was measured until now is not thrown away
             _print(finished, ())
         raise

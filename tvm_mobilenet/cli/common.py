@@ -77,16 +77,6 @@ def add_threads_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_logs_argument(parser: argparse.ArgumentParser) -> None:
-    """`--logs DIR`; None when not given: the shipped tuning records."""
-    parser.add_argument(
-        "--logs",
-        type=Path,
-        metavar="DIR",
-        help="tuning records to use instead of those that come with the package",
-    )
-
-
 def add_json(parser: argparse.ArgumentParser) -> None:
     """`--json`: the command prints one document with `emit_json` and nothing else on stdout."""
     parser.add_argument("--json", action="store_true", help="print one JSON document on stdout")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from tvm_mobilenet.deploy.bundle import check_output, write_bundle
 from tvm_mobilenet.deploy.library import cpu_features, export_library
-from tvm_mobilenet.errors import InputError, ParityError, UsageError
+from tvm_mobilenet.errors import InputError, ParityError
 from tvm_mobilenet.parity import ParityReport, Sample, judge, samples
 from tvm_mobilenet.runtime import Tensor, host, manifest
 from tvm_mobilenet.runtime.bundle import Program
@@ -63,7 +63,6 @@ def build(
     weights: Path | None = None,
     exporter: Exporter = "dynamo",
     threads: int | None = None,
-    logs: Path | None = None,
     dump_ir: Path | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
@@ -73,7 +72,7 @@ def build(
 
     mean, std: pre-processing of pictures instead of the model's own (see `imaging`).
     threads: how many the bundle runs on unless told otherwise (None: the physical cores).
-    logs: directory of tuning records; dump_ir: directory for the IR after each compiler phase.
+    dump_ir: directory for the IR after each compiler phase.
 
     Raises ParityError, with nothing written, when the compiled code is not equal to PyTorch;
     InputError for a model, target or output that cannot be used; MissingToolError.
@@ -81,8 +80,6 @@ def build(
     from tvm_mobilenet import frontend, targets
 
     start = time.perf_counter()
-    if logs is not None:
-        raise UsageError("logs: this release has no tuning records to read; leave it out")
     say = progress or (lambda message: None)
     spec = targets.load(target)
     check_output(output)

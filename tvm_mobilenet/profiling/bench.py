@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tvm_mobilenet.errors import NothingMeasuredError, TvmMobilenetError, UsageError
+from tvm_mobilenet.errors import InputError, NothingMeasuredError, ParityError, UsageError
 from tvm_mobilenet.profiling import contest, machine, peak, statistics
 from tvm_mobilenet.profiling.contest import Entry, LeftOut, Outcome
 from tvm_mobilenet.profiling.contestants import OURS, PEAK, check_peers, contestant
@@ -109,7 +109,6 @@ def bench(
     runs: int = DEFAULT_RUNS,
     bundle: Path | None = None,
     target: str = "native",
-    logs: Path | None = None,
     ours: bool = True,
     seed: int = 0,
     on_cell: Callable[[Cell], None] | None = None,
@@ -120,11 +119,12 @@ def bench(
     `models`, `alpha`, `resolution`, `classes`, `weights`: as `frontend.load_model`; `grid` takes
     the paper's 16 (alpha, resolution) instead. `against`: names of `contestants.PEERS`. `runs`: at
     least this many timed runs each, after warm-up. `bundle`: a built one instead of building for
-    `target` with the tuning records in `logs`; `ours=False` times the peers alone. `on_cell` gets
+    `target`; `ours=False` times the peers alone. `on_cell` gets
     each cell when it is done.
 
     A peer that is missing, fails or computes something else is named in `Cell.left_out`, and the
-    rest go on. Raises UsageError, InputError as `load_model`, NothingMeasuredError.
+    rest go on. Raises UsageError; InputError for a model, target or bundle that cannot be used;
+    MissingToolError without a C++ compiler; NothingMeasuredError.
     """
     check_peers(against)
     todo = subjects(
@@ -148,8 +148,13 @@ def bench(
     say = progress or (lambda message: None)
 
     from tvm_mobilenet import targets
+    from tvm_mobilenet.runtime import manifest
 
     here = targets.detect()
+    if bundle is not None:
+        manifest.read(bundle)  # refuses what is no bundle now, not when all peers are loaded
+    elif ours:
+        targets.load(target)
     cells = []
     with tempfile.TemporaryDirectory(prefix="tvm-mobilenet-bench-") as root:
         peaks = {n: peak.build(here, n, Path(root) / f"peak-{n}.so") for n in threads}
@@ -161,7 +166,7 @@ def bench(
                 built = bundle
                 if ours and bundle is None:
                     say(f"{name}: building our bundle")
-                    built = _build(subject, folder / "bundle", target, logs, left)
+                    built = _build(subject, folder / "bundle", target, left)
                 say(f"{name}: exporting for the others")
                 program = any(contestant(peer).from_program for peer in against)
                 prepared = prepare(subject, folder, bundle=built, program=program, seed=seed)
@@ -191,9 +196,7 @@ def _within(where: str, say: Progress) -> Progress:
     return lambda message: say(f"{where}: {message}")
 
 
-def _build(
-    subject: Subject, output: Path, target: str, logs: Path | None, left: list[LeftOut]
-) -> Path | None:
+def _build(subject: Subject, output: Path, target: str, left: list[LeftOut]) -> Path | None:
     """Our bundle; None, with the reason in `left`, when it cannot be built."""
     from tvm_mobilenet import deploy
 
@@ -207,9 +210,8 @@ def _build(
             classes=subject.classes,
             weights=subject.weights,
             batch=subject.batch,
-            logs=logs,
         )
-    except TvmMobilenetError as error:
+    except (InputError, ParityError) as error:
         left.append(LeftOut(OURS, "failed", str(error), exit_code=error.exit_code))
         return None
     return built.path
