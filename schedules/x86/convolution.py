@@ -32,11 +32,12 @@ def register_tiles(target: TargetSpec) -> list[tuple[int, int]]:
     wider panels crowd L1, and a 5x5 tile measured slower than 9x3 on 7x7 layers.
     """
     free = target.vector_registers
+    sums = free * 7 // 8  # the rest is for constants and addresses that LLVM keeps in registers
     return [
         (pixels, vectors)
         for vectors in range(1, 9)
-        for pixels in range(1, free if vectors <= 4 else 2)
-        if pixels * vectors + vectors + 1 <= free
+        for pixels in range(1, sums + 1 if vectors <= 4 else 2)
+        if pixels * vectors <= sums and pixels * vectors + vectors + 1 <= free
     ]
 
 
