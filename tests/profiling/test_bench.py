@@ -182,4 +182,10 @@ def test_a_target_or_bundle_that_cannot_be_used_is_refused_first(
         bench([model_path], ["onnxruntime"], target="x86-64-v9", progress=said.append)
     with pytest.raises(InputError, match=str(tmp_path)):
         bench([model_path], ["onnxruntime"], bundle=tmp_path, progress=said.append)
+    bundle = deploy.build(model_path, output=tmp_path / "bundle").path
+    with pytest.raises(InputError, match=r"built for inputs \[\(1, 3, 32, 32\)\], .* batch 2"):
+        bench([model_path], ["onnxruntime"], batches=[2], bundle=bundle, progress=said.append)
+    (bundle / "samples.npz").write_bytes(b"changed")
+    with pytest.raises(InputError, match=r"samples\.npz"):
+        bench([model_path], ["onnxruntime"], bundle=bundle, progress=said.append)
     assert said == []

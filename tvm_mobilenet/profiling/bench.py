@@ -148,11 +148,10 @@ def bench(
     say = progress or (lambda message: None)
 
     from tvm_mobilenet import targets
-    from tvm_mobilenet.runtime import manifest
 
     here = targets.detect()
     if bundle is not None:
-        manifest.read(bundle)  # refuses what is no bundle now, not when all peers are loaded
+        _check_bundle(bundle, todo[0])
     elif ours:
         targets.load(target)
     cells = []
@@ -190,6 +189,21 @@ def bench(
         reasons = {f"{entry.contestant}: {entry.reason}" for c in cells for entry in c.left_out}
         raise NothingMeasuredError(f"nothing was measured; {'; '.join(sorted(reasons))}")
     return BenchReport(machine.cpu_name(), runs, tuple(cells), _summaries(cells))
+
+
+def _check_bundle(bundle: Path, subject: Subject) -> None:
+    """InputError for what is no whole bundle of the subject's input, before peers are loaded."""
+    from tvm_mobilenet.runtime import manifest
+
+    contents = manifest.read(bundle)
+    manifest.check_files(bundle, contents, hashes=True)
+    has = [tensor.shape for tensor in contents.inputs]
+    wanted = [info.shape for info in subject.load().inputs]
+    if has != wanted:
+        raise InputError(
+            f"{bundle}: was built for inputs {has}, {subject.label} at batch {subject.batch} takes "
+            f"{wanted}; give the --resolution and --batch that it was built with"
+        )
 
 
 def _within(where: str, say: Progress) -> Progress:
