@@ -157,3 +157,15 @@ def test_spec_survives_json(spec):
 def test_json_of_something_else_is_refused(text):
     with pytest.raises(ValueError, match="not a"):
         from_json(text)
+
+
+def test_a_record_wins_over_the_analytic_choice(case):
+    """And its numbers are the same; without a record the source is said to be analytic."""
+    target = targets.load("x86-64-v3")
+    spec = ConvSpec(1, 24, 5, 7, 40, lanes=target.lanes, activation=RELU)
+    recorded = {"pixels": 3, "vectors": 1, "unroll": 2, "row_tiles": 2, "order": "pixels"}
+    tuned = base.schedule(spec, target, lambda s, rule: recorded if rule == "pointwise" else None)
+    assert tuned.source == "tuned"
+    assert recorded.items() <= tuned.knobs.items()
+    assert case(spec).error(tuned.function, target, tuned.pack_weight) < TOLERANCE
+    assert base.schedule(spec, target, lambda s, rule: None).source == "analytic"

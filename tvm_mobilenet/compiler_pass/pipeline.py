@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -192,12 +193,5 @@ def _report(
         schedule="fallback",
         knobs={},
         mult_adds=0,
-        bytes=sum(4 * _product(shape) for shape in shapes),
+        bytes=sum(4 * math.prod(shape) for shape in shapes),
     )
-
-
-def _product(shape: list[int]) -> int:
-    result = 1
-    for extent in shape:
-        result *= extent
-    return result
