@@ -68,6 +68,10 @@ def rules_for(target: TargetSpec) -> Sequence[Rule]:
         from . import x86
 
         return x86.RULES
+    if target.mtriple.startswith(("aarch64", "arm")):
+        from . import arm
+
+        return arm.RULES
     raise NotImplementedError(f"no schedules for {target.mtriple}")
 
 
