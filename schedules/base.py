@@ -49,17 +49,29 @@ class Rule(Protocol):
 
 @dataclass(frozen=True)
 class Scheduled:
-    """A scheduled operator. ``source`` is ``tuned``, ``analytic`` or ``fallback``."""
+    """A scheduled operator. ``source`` is ``tuned``, ``analytic`` or ``fallback``.
+
+    ``note`` says why a tuning record that there is was not applied.
+    """
 
     function: tirx.PrimFunc
     rule: str
     source: str
     knobs: dict[str, Any]
     pack_weight: Callable[[np.ndarray], np.ndarray] | None = None
+    note: str = ""
 
 
-# (spec, rule name) -> knobs as recorded, or None
-Records = Callable[[Spec, str], dict[str, Any] | None]
+@dataclass(frozen=True)
+class Recorded:
+    """What a tuning record says: the knobs, and the `fingerprint` of the kernel they made."""
+
+    knobs: dict[str, Any]
+    fingerprint: str
+
+
+# (spec, rule name) -> what is recorded, or None
+Records = Callable[[Spec, str], Recorded | None]
 
 
 def rules_for(target: TargetSpec) -> Sequence[Rule]:
@@ -76,24 +88,46 @@ def rules_for(target: TargetSpec) -> Sequence[Rule]:
 
 
 def schedule(spec: Spec, target: TargetSpec, records: Records | None = None) -> Scheduled:
-    """Schedule ``spec`` by the first rule that takes it.
+    """Schedule ``spec``: by its tuning record, else analytically by the first rule that takes it.
 
-    Raises LookupError if none does: the rules of a target must cover every kind of spec.
+    A record whose kernel has changed since (another `fingerprint`) is not applied, and the note
+    says so. Raises LookupError if no rule takes the spec: the rules of a target must cover all.
     """
-    for rule in rules_for(target):
-        if not rule.takes(spec, target):
-            continue
+    rules = [rule for rule in rules_for(target) if rule.takes(spec, target)]
+    if not rules:
+        raise LookupError(f"no rule takes {type(spec).__name__} {spec} on {target.name}")
+    note = ""
+    for rule in rules if records else ():
         recorded = records(spec, rule.name) if records else None
-        if recorded is not None:
-            knobs, source = rule.knobs_class(**recorded), "tuned"
-        else:
-            knobs, source = rule.analytic(spec, target), "analytic"
-        pack = getattr(rule, "pack_weight", None)  # only operators with weights have one
-        return Scheduled(
-            function=rule.build(spec, knobs),
-            rule=rule.name,
-            source=source,
-            knobs=dataclasses.asdict(knobs),
-            pack_weight=partial(pack, spec, knobs) if pack else None,
-        )
-    raise LookupError(f"no rule takes {type(spec).__name__} {spec} on {target.name}")
+        if recorded is None:
+            continue
+        try:
+            knobs = rule.knobs_class(**recorded.knobs)
+            result = scheduled(rule, spec, knobs, "tuned")
+        except (TypeError, ValueError) as error:  # knobs of another version of the template
+            note = f"record not applied: {error}"
+            continue
+        if fingerprint(result.function) == recorded.fingerprint:
+            return result
+        note = "record not applied: the kernel has changed since it was measured"
+    analytic = rules[0].analytic(spec, target)
+    return dataclasses.replace(scheduled(rules[0], spec, analytic, "analytic"), note=note)
+
+
+def scheduled(rule: Rule, spec: Spec, knobs: Knobs, source: str) -> Scheduled:
+    """``spec`` scheduled by a rule with the given knobs."""
+    pack = getattr(rule, "pack_weight", None)  # only operators with weights have one
+    return Scheduled(
+        function=rule.build(spec, knobs),
+        rule=rule.name,
+        source=source,
+        knobs=dataclasses.asdict(knobs),
+        pack_weight=partial(pack, spec, knobs) if pack else None,
+    )
+
+
+def fingerprint(function: tirx.PrimFunc) -> str:
+    """A kernel's identity: equal for equal TensorIR, in every process (64 bits, hexadecimal)."""
+    import tvm_ffi
+
+    return f"{tvm_ffi.structural_hash(function) & (2**64 - 1):016x}"
