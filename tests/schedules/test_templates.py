@@ -160,12 +160,20 @@ def test_json_of_something_else_is_refused(text):
 
 
 def test_a_record_wins_over_the_analytic_choice(case):
-    """And its numbers are the same; without a record the source is said to be analytic."""
+    """And its numbers are the same; a changed kernel or no record gives the analytic choice."""
     target = targets.load("x86-64-v3")
     spec = ConvSpec(1, 24, 5, 7, 40, lanes=target.lanes, activation=RELU)
-    recorded = {"pixels": 3, "vectors": 1, "unroll": 2, "row_tiles": 2, "order": "pixels"}
-    tuned = base.schedule(spec, target, lambda s, rule: recorded if rule == "pointwise" else None)
-    assert tuned.source == "tuned"
-    assert recorded.items() <= tuned.knobs.items()
+    knobs = {"pixels": 3, "vectors": 1, "unroll": 2, "row_tiles": 2, "order": "pixels"}
+    rule = next(r for r in base.rules_for(target) if r.takes(spec, target))
+    function = rule.build(spec, rule.knobs_class(**knobs))
+    record = base.Recorded(knobs, base.fingerprint(function))
+    tuned = base.schedule(spec, target, lambda s, rule: record if rule == "pointwise" else None)
+    assert (tuned.source, tuned.note) == ("tuned", "")
+    assert knobs.items() <= tuned.knobs.items()
     assert case(spec).error(tuned.function, target, tuned.pack_weight) < TOLERANCE
     assert base.schedule(spec, target, lambda s, rule: None).source == "analytic"
+    stale = base.schedule(spec, target, lambda s, rule: base.Recorded(knobs, "0" * 16))
+    assert (stale.source, stale.knobs) == ("analytic", base.schedule(spec, target).knobs)
+    assert "kernel has changed" in stale.note
+    unknown = base.schedule(spec, target, lambda s, rule: base.Recorded({"speed": 9}, "0" * 16))
+    assert unknown.source == "analytic" and "speed" in unknown.note
