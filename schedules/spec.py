@@ -138,6 +138,43 @@ class ConvSpec:
 
 
 @dataclass(frozen=True)
+class SeparableSpec:
+    """A depthwise convolution and the pointwise one that alone reads its result.
+
+    Buffers, in call order: the depthwise one's input, weight and bias, the pointwise one's weight,
+    bias and, only if ``pointwise.residual``, residual; its output.
+    """
+
+    depthwise: ConvSpec
+    pointwise: ConvSpec
+
+    kind: ClassVar[str] = "separable"
+
+    @property
+    def batch(self) -> int:
+        return self.depthwise.batch
+
+    @property
+    def lanes(self) -> int:
+        return self.depthwise.lanes
+
+    @property
+    def mult_adds(self) -> int:
+        return self.depthwise.mult_adds + self.pointwise.mult_adds
+
+    @property
+    def min_bytes(self) -> int:
+        """Bytes moved if every tensor but the one between were read or written exactly once."""
+        outputs = self.depthwise.out_channels * self.depthwise.out_height * self.depthwise.out_width
+        between = 2 * FLOAT_BYTES * self.batch * outputs
+        return self.depthwise.min_bytes + self.pointwise.min_bytes - between
+
+    def __str__(self) -> str:
+        after = str(self.pointwise).partition("->")[2]
+        return f"{self.depthwise} ->{after}"
+
+
+@dataclass(frozen=True)
 class DenseSpec:
     """Fully connected layer + activation: ``(N, I) x (O, I)^T + (O,) -> (N, O)``, float32."""
 

@@ -98,7 +98,7 @@ def _flat(pixels: int, tile: int, row_tiles: int) -> tuple[int, list[RowGroup], 
     return row, groups, columns
 
 
-def _problem(spec: ConvSpec | DenseSpec, knobs: ConvKnobs) -> _Problem:
+def problem_of(spec: ConvSpec | DenseSpec, knobs: ConvKnobs) -> _Problem:
     if isinstance(spec, DenseSpec):
         row, groups, columns = _flat(spec.batch, knobs.pixels, knobs.row_tiles)
         return _Problem(
@@ -156,7 +156,7 @@ def _problem(spec: ConvSpec | DenseSpec, knobs: ConvKnobs) -> _Problem:
 
 def pack_weight(spec: ConvSpec | DenseSpec, knobs: ConvKnobs, weight: np.ndarray) -> np.ndarray:
     """Weight ``(O, I, KH, KW)`` or ``(O, I)`` -> 1-D array of panels, see the module's text."""
-    problem = _problem(spec, knobs)
+    problem = problem_of(spec, knobs)
     taps = weight.reshape(problem.out_channels, problem.in_channels, problem.taps)
     panels = []
     group = knobs.vectors * problem.out_blocks[0]
@@ -172,7 +172,7 @@ def pack_weight(spec: ConvSpec | DenseSpec, knobs: ConvKnobs, weight: np.ndarray
 
 def build(spec: ConvSpec | DenseSpec, knobs: ConvKnobs) -> tirx.PrimFunc:
     """The PrimFunc ``(input, packed weight, bias[, residual], output)``."""
-    problem = _problem(spec, knobs)
+    problem = problem_of(spec, knobs)
     residual = isinstance(spec, ConvSpec) and spec.residual
     weight_size = problem.out_channels * problem.in_channels * problem.taps
     out_shape: tuple[int, ...] = (problem.batch, problem.out_channels * problem.out_pixels)
@@ -198,7 +198,7 @@ def build(spec: ConvSpec | DenseSpec, knobs: ConvKnobs) -> tirx.PrimFunc:
             x = T.decl_buffer(flat_in, "float32", data=x.data)
         if isinstance(spec, DenseSpec):
             y = T.decl_buffer((1, spec.batch * spec.out_features), "float32", data=y.data)
-        _Nest(problem, spec, knobs, x, weight, bias, rest[0] if residual else None, y).emit()
+        Nest(problem, spec, knobs, x, weight, bias, rest[0] if residual else None, y).emit()
 
     return prim_func(buffers, body)
 
@@ -224,7 +224,7 @@ class _Tile:
 
 
 @dataclass(frozen=True)
-class _Nest:
+class Nest:
     """Emits the loop nest of one convolution; the methods go from the outer loop to the inner."""
 
     problem: _Problem
@@ -235,8 +235,29 @@ class _Nest:
     bias: Expr
     residual: Expr | None
     y: Expr
+    # of a strip of a larger output, whose input is the strip alone: the strip's first output pixel
+    strip: Expr | None = None
 
     def emit(self) -> None:
+        """The whole operator, over the threads if the knobs say so."""
+        problem = self.problem
+        outer, inner, item = self._items()
+        if self.knobs.parallel:
+            loop(
+                problem.batch * outer * inner,
+                lambda k: item(k // (outer * inner), k // inner % outer, k % inner),
+                parallel=True,
+            )
+        else:
+            loop(problem.batch, self.emit_image)
+
+    def emit_image(self, image: Expr) -> None:
+        """One image, serially."""
+        outer, inner, item = self._items()
+        loop(outer, lambda i: loop(inner, lambda j: item(image, i, j)))
+
+    def _items(self) -> tuple[int, int, Callable[[Expr, Expr, Expr], None]]:
+        """The two loops around a row of tiles, rows and groups in the order of the knobs."""
         problem, knobs = self.problem, self.knobs
         blocks = list(problem.out_blocks)
         groups = [blocks[i : i + knobs.vectors] for i in range(0, len(blocks), knobs.vectors)]
@@ -256,16 +277,7 @@ class _Nest:
         def item(image: Expr, i: Expr, j: Expr) -> None:
             group_of(image, *((j, i) if channels_outer else (i, j)))
 
-        if knobs.parallel:
-            loop(
-                problem.batch * outer * inner,
-                lambda k: item(k // (outer * inner), k // inner % outer, k % inner),
-                parallel=True,
-            )
-        else:
-            loop(
-                problem.batch, lambda n: loop(outer, lambda i: loop(inner, lambda j: item(n, i, j)))
-            )
+        return outer, inner, item
 
     def row(self, image: Expr, row: Expr, group: Expr, widths: list[int]) -> None:
         """All tiles of one output row for one group of output channels."""
@@ -317,7 +329,7 @@ class _Nest:
         loop(full, lambda b: self.in_block(tile, b, in_width))
         for b in range(full, len(problem.in_blocks)):
             self.in_block(tile, b, problem.in_blocks[b])
-        out_pixel = tile.row * problem.out_row + tile.column
+        out_pixel = tile.row * problem.out_row + tile.column + (0 if self.strip is None else self.strip)
         for p, v in tile.sums:
             channel, width = tile.channel + tile.starts[v], tile.widths[v]
             if problem.plain:
@@ -364,7 +376,7 @@ class _Nest:
                         else:
                             x_at = first * problem.in_pixels + lane
                             x_at += (pixel + p * problem.stride[1]) * width
-                        x = self.x[tile.image, x_at]
+                        x = self.x[tile.image if self.strip is None else 0, x_at]
                         for v, lanes in enumerate(tile.widths):
                             w_at = tile.panel + tap + lane * tile.width + tile.starts[v]
                             w = self.weight[vector(w_at, lanes)]
@@ -391,5 +403,5 @@ class _Nest:
 
 def working_set(spec: ConvSpec | DenseSpec, knobs: ConvKnobs) -> int:
     """Bytes that one weight panel takes."""
-    problem = _problem(spec, knobs)
+    problem = problem_of(spec, knobs)
     return FLOAT_BYTES * problem.in_channels * problem.taps * knobs.vectors * problem.out_blocks[0]

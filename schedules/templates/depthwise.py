@@ -59,13 +59,13 @@ def build(spec: ConvSpec, knobs: DepthwiseKnobs) -> tirx.PrimFunc:
     ]
 
     def body(x, weight, bias, *rest):  # type: ignore[no-untyped-def]
-        _Nest(spec, knobs, x, weight, bias, rest[0] if spec.residual else None, rest[-1]).emit()
+        Nest(spec, knobs, x, weight, bias, rest[0] if spec.residual else None, rest[-1]).emit()
 
     return prim_func(buffers, body)
 
 
 @dataclass(frozen=True)
-class _Nest:
+class Nest:
     """Emits the loop nest of one depthwise convolution, from the outer loop to the inner."""
 
     spec: ConvSpec
@@ -75,6 +75,9 @@ class _Nest:
     bias: Expr
     residual: Expr | None
     y: Expr
+    # if y is a strip of the output alone: how many rows it has, and the first one
+    strip_rows: int | None = None
+    strip_start: Expr = 0
 
     def _axis(self, axis: int) -> dict[str, int]:
         spec = self.spec
@@ -91,13 +94,6 @@ class _Nest:
         widths = channel_blocks(spec.out_channels, spec.lanes)
         rows = row_groups(spec.out_height, **self._axis(0))
         columns = column_runs(spec.out_width, self.knobs.pixels, **self._axis(1))
-        full = sum(1 for width in widths if width == widths[0])
-
-        def of_block(image: Expr, block: Expr, work: Callable[[int], None]) -> None:
-            cases = [(full, lambda: work(widths[0]))]
-            if full < len(widths):
-                cases.append((len(widths), lambda: work(widths[-1])))
-            switch(block, cases)
 
         def serial(image: Expr, block: Expr) -> None:
             def all_rows(width: int) -> None:
@@ -108,7 +104,7 @@ class _Nest:
 
                     loop(group.stop - group.start, row)
 
-            of_block(image, block, all_rows)
+            self.of_block(block, all_rows)
 
         if not rows_per_item:
             loop(spec.batch, lambda n: loop(len(widths), lambda b: serial(n, b)))
@@ -117,26 +113,38 @@ class _Nest:
 
         def item(k: Expr) -> None:
             image, block = k // (len(widths) * chunks), k // chunks % len(widths)
-            start = k % chunks * rows_per_item
-
-            def some_rows(width: int) -> None:
-                def one_row(r: Expr) -> None:
-                    cases: list[tuple[int, Callable[[], None]]] = [
-                        (
-                            group.stop,
-                            partial(self.row, image, block, width, start + r, group, columns),
-                        )
-                        for group in rows
-                    ]
-                    if spec.out_height % rows_per_item:
-                        cases.append((chunks * rows_per_item, lambda: None))
-                    switch(start + r, cases)
-
-                loop(rows_per_item, one_row)
-
-            of_block(image, block, some_rows)
+            self.rows_of(image, block, k % chunks * rows_per_item, rows_per_item)
 
         loop(spec.batch * len(widths) * chunks, item, parallel=True)
+
+    def of_block(self, block: Expr, work: Callable[[int], None]) -> None:
+        """``work(width)`` with the width of a block of channels: at most two bodies."""
+        widths = channel_blocks(self.spec.out_channels, self.spec.lanes)
+        full = sum(1 for width in widths if width == widths[0])
+        cases = [(full, lambda: work(widths[0]))]
+        if full < len(widths):
+            cases.append((len(widths), lambda: work(widths[-1])))
+        switch(block, cases)
+
+    def rows_of(self, image: Expr, block: Expr, start: Expr, count: int) -> None:
+        """``count`` rows from ``start`` of one block of channels; rows beyond the last are none."""
+        spec = self.spec
+        groups = row_groups(spec.out_height, **self._axis(0))
+        columns = column_runs(spec.out_width, self.knobs.pixels, **self._axis(1))
+
+        def some_rows(width: int) -> None:
+            def one_row(r: Expr) -> None:
+                cases: list[tuple[int, Callable[[], None]]] = [
+                    (group.stop, partial(self.row, image, block, width, start + r, group, columns))
+                    for group in groups
+                ]
+                if spec.out_height % count:
+                    cases.append((spec.out_height + count, lambda: None))
+                switch(start + r, cases)
+
+            loop(count, one_row)
+
+        self.of_block(block, some_rows)
 
     def row(
         self,
@@ -191,10 +199,12 @@ class _Nest:
                 kernel_row(kh)
         elif rows.taps:  # few rows are at an edge: a loop, to keep the code small
             loop(len(rows.taps), lambda k: kernel_row(rows.taps[0] + k))
-        out_plane = channel * (spec.out_height * spec.out_width)
+        out_rows = self.strip_rows or spec.out_height
+        out_image = 0 if self.strip_rows else image
+        out_plane = channel * (out_rows * spec.out_width)
         for p in range(run.pixels):
-            pixel = row * spec.out_width + column + p
-            where = [image, vector(out_plane + pixel * width, width)]
+            pixel = (row - self.strip_start) * spec.out_width + column + p
+            where = [out_image, vector(out_plane + pixel * width, width)]
             value = sums[p]
             if self.residual is not None:
                 value = value + self.residual[tuple(where)]
