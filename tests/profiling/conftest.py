@@ -55,3 +55,11 @@ def tiny(model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Prepared
 @pytest.fixture
 def log(tmp_path: Path) -> Path:
     return tmp_path / "worker.log"
+
+
+@pytest.fixture(scope="session")
+def small_bundle(model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of that network for this machine, batch 1."""
+    from tvm_mobilenet import deploy
+
+    return deploy.build(model_path, output=tmp_path_factory.mktemp("bundles") / "small").path

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import tvm
-from tvm import relax
+from tvm import relax, tirx
 
 from tvm_mobilenet.schedules.base import Records
 from tvm_mobilenet.targets import TargetSpec
 
 from .lower_operators import lower_operators
+from .relax_graph import constant_of
 from .schedule_operators import schedule_operators
 from .schedule_rest import schedule_rest
+from .timed_entry import add_timed_entry
 
 if TYPE_CHECKING:
     from tvm_mobilenet.frontend import ImportedModel
@@ -30,7 +32,8 @@ class OperatorReport:
     """One call in the compiled network, in order of execution.
 
     ``source`` says where its schedule came from: ``tuned``, ``analytic`` or ``fallback``;
-    ``bytes`` are those of every tensor read or written once.
+    ``bytes`` are those of every tensor read or written once, ``weight_bytes`` those of its
+    constants as they are stored; ``parallel``: it has a loop that is spread over the threads.
     """
 
     symbol: str
@@ -42,16 +45,22 @@ class OperatorReport:
     knobs: dict[str, Any]
     mult_adds: int
     bytes: int
+    weight_bytes: int
+    parallel: bool
 
 
 @dataclass(frozen=True)
 class Compiled:
-    """An executable with what it was made from. ``seconds`` is the time in the compiler."""
+    """An executable with what it was made from. ``seconds`` is the time in the compiler.
+
+    ``kernels``: every function that an operator calls, by its symbol, as it went to the compiler.
+    """
 
     executable: Any
     imported: ImportedModel
     target: TargetSpec
     operators: tuple[OperatorReport, ...]
+    kernels: Mapping[str, tirx.PrimFunc]
     seconds: float
 
 
@@ -110,6 +119,11 @@ def compile_model(
                 relax.transform.KillAfterLastUse(),
                 relax.transform.LowerRuntimeBuiltin(),
                 relax.transform.ComputePrimValue(),
+            ]
+        )(mod)
+        mod = add_timed_entry(mod, target)
+        mod = tvm.transform.Sequential(
+            [
                 relax.transform.VMShapeLower(),
                 relax.transform.AttachGlobalSymbol(),
             ]
@@ -119,8 +133,11 @@ def compile_model(
         # Phase 5. machine code
         executable = relax.build(mod, target=tvm_target, relax_pipeline=None, exec_mode="compiled")
     nodes = _onnx_nodes(imported, call_sites)
-    operators = tuple(_report(name, mod, scheduled, rest, nodes) for name in order)
-    return Compiled(executable, imported, target, operators, time.perf_counter() - start)
+    kernels = {name: mod[name] for name, _ in order}
+    operators = tuple(
+        _report(name, weight_bytes, mod, scheduled, rest, nodes) for name, weight_bytes in order
+    )
+    return Compiled(executable, imported, target, operators, kernels, time.perf_counter() - start)
 
 
 class _Dump:
@@ -139,15 +156,26 @@ class _Dump:
         self._count += 1
 
 
-def _calls_in_order(mod: tvm.IRModule) -> list[str]:
-    """Names of the functions that ``main`` calls, in order, one entry per call."""
-    names: list[str] = []
+def _calls_in_order(mod: tvm.IRModule) -> list[tuple[str, int]]:
+    """The functions that ``main`` calls, one entry a call: name and bytes of its constants."""
+    calls: list[tuple[str, int]] = []
     for block in mod["main"].body.blocks:
         for binding in block.bindings:
             value = binding.value
             if isinstance(value, relax.Call) and getattr(value.op, "name", "") == "relax.call_tir":
-                names.append(value.args[0].name_hint)
-    return names
+                constants = [constant_of(argument) for argument in value.args[1].fields]
+                weight_bytes = sum(c.nbytes for c in constants if c is not None)
+                calls.append((value.args[0].name_hint, weight_bytes))
+    return calls
+
+
+def _has_parallel_loop(statement: Any) -> bool:
+    """Whether a loop in it is spread over the threads (TVM's Python has no visitor for this)."""
+    if isinstance(statement, tirx.For) and statement.kind == tirx.ForKind.PARALLEL:
+        return True
+    parts = [getattr(statement, name, None) for name in ("body", "block", "then_case", "else_case")]
+    parts += getattr(statement, "seq", ())
+    return any(_has_parallel_loop(part) for part in parts if part is not None)
 
 
 def _onnx_nodes(
@@ -163,6 +191,7 @@ def _onnx_nodes(
 
 def _report(
     name: str,
+    weight_bytes: int,
     mod: tvm.IRModule,
     scheduled: dict[str, Any],
     rest: list[str],
@@ -180,6 +209,8 @@ def _report(
             knobs=result.knobs,
             mult_adds=spec.mult_adds,
             bytes=spec.min_bytes,
+            weight_bytes=weight_bytes,
+            parallel=_has_parallel_loop(mod[name].body),
         )
     assert name in rest, name
     params = mod[name].params
@@ -194,4 +225,6 @@ def _report(
         knobs={},
         mult_adds=0,
         bytes=sum(4 * math.prod(shape) for shape in shapes),
+        weight_bytes=weight_bytes,
+        parallel=_has_parallel_loop(mod[name].body),
     )

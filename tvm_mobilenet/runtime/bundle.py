@@ -61,6 +61,11 @@ class Program:
             results = [np.array(np.from_dlpack(tensor)) for tensor in self._module(*arrays)]
         return {out.name: array for out, array in zip(self.outputs, results, strict=True)}
 
+    def timed_entries(self) -> tuple[Any, Any]:
+        """See `library.Module.timed_entries`; threads are set up for the calling thread."""
+        library.use_threads(self.threads, exactly=self._exactly)
+        return self._module.timed_entries()
+
     def checked(self, values: Mapping[str, Any], tensor: Tensor) -> np.ndarray:
         """The value of that input as a contiguous array aligned to `ALIGNMENT` bytes."""
         array = as_array(values[tensor.name], f"input '{tensor.name}'")

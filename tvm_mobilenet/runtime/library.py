@@ -24,6 +24,7 @@ _LIBRARY_NAME = {"darwin": "libtvm_runtime.dylib", "win32": "tvm_runtime.dll"}.g
     sys.platform, "libtvm_runtime.so"
 )
 _CPU, _FIRST, _POOLED_ALLOCATOR = 1, 0, 2  # vm_initialization: device type, its number, allocator
+TIMED_ENTRY = "main_timed"  # see compiler_pass.timed_entry
 _SHARE_ALL_CORES = -3  # affinity mode: no thread is bound to one core, the caller's least of all
 _pool = threading.local()  # TVM keeps one thread pool for each calling thread
 _digest_of_name: dict[str, str] = {}  # name given to the dynamic linker -> what that file held
@@ -122,7 +123,7 @@ class Module:
             self._library = _shared_library(path, digest)
             machine = self._library.module["vm_load_executable"]()
             machine["vm_initialization"](_CPU, _FIRST, _POOLED_ALLOCATOR)
-            self._main = machine["main"]
+            self._machine, self._main = machine, machine["main"]
         except (RuntimeError, ValueError, TypeError, AttributeError) as error:
             message = str(error).strip().splitlines()
             raise InputError(
@@ -136,6 +137,17 @@ class Module:
             yield result
         else:
             yield from result
+
+    def timed_entries(self) -> tuple[Any, Any]:
+        """`main` and `TIMED_ENTRY` as they are, to be called with `tvm_ffi` tensors.
+
+        The latter takes an int64 tensor after the inputs (see `compiler_pass.timed_entry`).
+        Raises InputError for a library that was built without it.
+        """
+        try:
+            return self._main, self._machine[TIMED_ENTRY]
+        except (AttributeError, RuntimeError) as error:
+            raise InputError("has no timed entry: it was built by an older release") from error
 
 
 def _usable_cpus() -> set[int]:

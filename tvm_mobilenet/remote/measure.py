@@ -1,0 +1,79 @@
+"""Timing one compiled function on one device; runs in the worker's process."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tvm_mobilenet.remote.errors import RemoteError
+from tvm_mobilenet.remote.session import session, uploaded, use_threads
+from tvm_mobilenet.remote.tracker import Grant
+
+if TYPE_CHECKING:
+    import numpy as np
+
+_ENTRY = "main"  # the name that MetaSchedule gives a candidate's function
+_FLUSH = "cache_flush_cpu_non_first_arg"  # TVM's: empties the caches of all but the first argument
+
+
+@dataclass(frozen=True)
+class Timing:
+    """How to time: `repeat` means, each over `number` runs or as many as fill `min_repeat_ms`."""
+
+    number: int
+    repeat: int
+    min_repeat_ms: int
+    flush_caches: bool
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A shared library whose function `main` takes tensors of these shapes and dtypes."""
+
+    library: Path
+    device_type: str
+    arguments: tuple[tuple[tuple[int, ...], str], ...]
+
+
+def measure(
+    grant: Grant, candidate: Candidate, timing: Timing, seconds: float, threads: int | None
+) -> tuple[float, ...]:
+    """Seconds a run, `timing.repeat` times, on the granted device; raises as `session` does."""
+    import tvm
+
+    with session(grant, seconds) as connection, uploaded(connection, candidate.library) as module:
+        if threads is not None:
+            use_threads(connection, threads)
+        device = connection.device(candidate.device_type, 0)
+        arguments = [
+            tvm.runtime.tensor(array, device=device) for array in values(candidate.arguments)
+        ]
+        evaluator = module.time_evaluator(
+            _ENTRY,
+            device,
+            number=timing.number,
+            repeat=timing.repeat,
+            min_repeat_ms=timing.min_repeat_ms,
+            f_preproc=_FLUSH if timing.flush_caches else "",
+        )
+        results = tuple(float(value) for value in evaluator(*arguments).results)
+    if not all(value > 0 for value in results):
+        raise RemoteError(f"{grant.address}: timed as {min(results)} s; raise number or repeat")
+    return results
+
+
+def values(arguments: Sequence[tuple[tuple[int, ...], str]]) -> list[np.ndarray]:
+    """The same contents every time: normal noise for floats (zeros and denormals are slower or
+    faster than what a network computes), small whole numbers otherwise."""
+    import numpy as np
+
+    generator = np.random.default_rng(0)
+    made = []
+    for shape, dtype in arguments:
+        if np.dtype(dtype).kind == "f":
+            made.append(generator.standard_normal(shape, np.float32).astype(dtype))
+        else:
+            made.append(generator.integers(0, 4, shape).astype(dtype))
+    return made
