@@ -43,22 +43,25 @@ class Rule(Protocol):
     def build(self, spec: Any, knobs: Knobs) -> tirx.PrimFunc:
         """The scheduled function."""
 
-    def pack_weight(self, spec: Any, knobs: Knobs, weight: np.ndarray) -> np.ndarray:
-        """The weight in the order in which the function reads it."""
+    def pack_weight(
+        self, spec: Any, knobs: Knobs, weight: np.ndarray, argument: int = 1
+    ) -> np.ndarray:
+        """The weight at position ``argument`` in the order in which the function reads it."""
 
 
 @dataclass(frozen=True)
 class Scheduled:
     """A scheduled operator. ``source`` is ``tuned``, ``analytic`` or ``fallback``.
 
-    ``note`` says why a tuning record that there is was not applied.
+    ``pack_weight(weight, argument)`` packs the weight at a position of the call (one of
+    ``spec.weight_arguments``) as ``function`` reads it. ``note`` says why a tuning record that there is was not applied.
     """
 
     function: tirx.PrimFunc
     rule: str
     source: str
     knobs: dict[str, Any]
-    pack_weight: Callable[[np.ndarray], np.ndarray] | None = None
+    pack_weight: Callable[[np.ndarray, int], np.ndarray] | None = None
     note: str = ""
 
 
@@ -85,6 +88,11 @@ def rules_for(target: TargetSpec) -> Sequence[Rule]:
 
         return arm.RULES
     raise NotImplementedError(f"no schedules for {target.mtriple}")
+
+
+def takes(spec: Spec, target: TargetSpec) -> bool:
+    """Whether a rule of the target takes ``spec``: only for fused operators may none."""
+    return any(rule.takes(spec, target) for rule in rules_for(target))
 
 
 def schedule(spec: Spec, target: TargetSpec, records: Records | None = None) -> Scheduled:

@@ -137,7 +137,7 @@ def prefetch(buffer: Buffer, index: Expr) -> None:
         T.call_llvm_intrin(
             "void",
             "llvm.prefetch",
-            T.address_of(buffer[index]),
+            T.address_of(buffer[tuple(index) if isinstance(index, list) else index]),
             T.int32(0),
             T.int32(2),
             T.int32(1),

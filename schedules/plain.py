@@ -20,6 +20,7 @@ from .spec import (
     LayoutSpec,
     PoolSpec,
     ScaleSpec,
+    SeparableSpec,
     Spec,
     to_json,
 )
@@ -78,6 +79,19 @@ def _conv(spec: ConvSpec):  # type: ignore[no-untyped-def]
             T.buffer_store(y, activate(value, spec.activation, 1), list(where))
 
     return shapes, body
+
+
+def _separable(spec: SeparableSpec):  # type: ignore[no-untyped-def]
+    (x, weight, bias, between), depthwise = _conv(spec.depthwise)
+    (_, *rest), pointwise = _conv(spec.pointwise)
+
+    def body(x, weight, bias, *rest):  # type: ignore[no-untyped-def]
+        middle = T.alloc_buffer(between[1], "float32")
+        depthwise(x, weight, bias, middle)
+        pointwise(middle, *rest)
+
+    first = [x, (f"depthwise_{weight[0]}", weight[1]), (f"depthwise_{bias[0]}", bias[1])]
+    return [*first, *rest], body
 
 
 def _dense(spec: DenseSpec):  # type: ignore[no-untyped-def]
@@ -166,6 +180,7 @@ def _layout(spec: LayoutSpec):  # type: ignore[no-untyped-def]
 
 _WRITERS: dict[type, Callable[[Any], tuple[Shapes, Callable[..., None]]]] = {
     ConvSpec: _conv,
+    SeparableSpec: _separable,
     DenseSpec: _dense,
     PoolSpec: _pool,
     ScaleSpec: _scale,

@@ -88,6 +88,8 @@ class ConvSpec:
     activation: Activation = NONE
     residual: bool = False
 
+    weight_arguments: ClassVar[tuple[int, ...]] = (1,)  # positions in the call
+
     @property
     def out_height(self) -> int:
         return self._out(self.in_height, 0)
@@ -95,6 +97,11 @@ class ConvSpec:
     @property
     def out_width(self) -> int:
         return self._out(self.in_width, 1)
+
+    @property
+    def out_pixels(self) -> int:
+        """Of one image."""
+        return self.out_height * self.out_width
 
     def _out(self, size: int, axis: int) -> int:
         span = self.dilation[axis] * (self.kernel[axis] - 1) + 1
@@ -149,6 +156,7 @@ class SeparableSpec:
     pointwise: ConvSpec
 
     kind: ClassVar[str] = "separable"
+    weight_arguments: ClassVar[tuple[int, ...]] = (1, 3)
 
     @property
     def batch(self) -> int:
@@ -185,6 +193,7 @@ class DenseSpec:
     activation: Activation = NONE
 
     kind: ClassVar[str] = "dense"
+    weight_arguments: ClassVar[tuple[int, ...]] = (1,)
 
     @property
     def mult_adds(self) -> int:
@@ -211,6 +220,7 @@ class PoolSpec:
     lanes: int = 16
 
     kind: ClassVar[str] = "pool"
+    weight_arguments: ClassVar[tuple[int, ...]] = ()
     mult_adds: ClassVar[int] = 0
 
     @property
@@ -236,6 +246,7 @@ class ScaleSpec:
     activation: Activation = NONE
 
     kind: ClassVar[str] = "squeeze-excite"
+    weight_arguments: ClassVar[tuple[int, ...]] = ()
     mult_adds: ClassVar[int] = 0
 
     @property
@@ -259,6 +270,7 @@ class ElementwiseSpec:
     activation: Activation = NONE
 
     kind: ClassVar[str] = "elementwise"
+    weight_arguments: ClassVar[tuple[int, ...]] = ()
     mult_adds: ClassVar[int] = 0
 
     @property
@@ -289,6 +301,7 @@ class LayoutSpec:
     lanes: int = 16
 
     kind: ClassVar[str] = "layout"
+    weight_arguments: ClassVar[tuple[int, ...]] = ()
     mult_adds: ClassVar[int] = 0
 
     @property
@@ -299,10 +312,12 @@ class LayoutSpec:
         return f"{self.direction} {self.batch}x{self.channels}x{self.height}x{self.width}"
 
 
-Spec: TypeAlias = ConvSpec | DenseSpec | PoolSpec | ScaleSpec | ElementwiseSpec | LayoutSpec
+Spec: TypeAlias = (
+    ConvSpec | SeparableSpec | DenseSpec | PoolSpec | ScaleSpec | ElementwiseSpec | LayoutSpec
+)
 _CLASSES: Mapping[str, type] = {
     cls.__name__: cls
-    for cls in (ConvSpec, DenseSpec, PoolSpec, ScaleSpec, ElementwiseSpec, LayoutSpec)
+    for cls in (ConvSpec, SeparableSpec, DenseSpec, PoolSpec, ScaleSpec, ElementwiseSpec, LayoutSpec)
 }
 
 
@@ -317,12 +332,17 @@ def from_json(text: str) -> Spec:
     cls = _CLASSES.get(data.pop("spec", "")) if isinstance(data, dict) else None
     if cls is None:
         raise ValueError(f"not an operator specification: {text[:80]}")
-    if "activation" in data:
-        data["activation"] = Activation(**data["activation"])
+    return _instance(cls, data)
+
+
+def _instance(cls: type, data: dict[str, Any]) -> Any:
+    fields: dict[str, Any] = {}
     for key, value in data.items():
-        if isinstance(value, list):
-            data[key] = tuple(value)
+        part = {"activation": Activation, "depthwise": ConvSpec, "pointwise": ConvSpec}.get(key)
+        if part is not None and isinstance(value, dict):
+            value = _instance(part, value)
+        fields[key] = tuple(value) if isinstance(value, list) else value
     try:
-        return cls(**data)
+        return cls(**fields)
     except TypeError as error:
         raise ValueError(f"not a {cls.__name__}: {error}") from None

@@ -87,8 +87,9 @@ def _flat(pixels: int, tile: int, row_tiles: int) -> tuple[int, list[RowGroup], 
     """Cut ``pixels`` into pseudo-rows of ``row_tiles`` tiles: row length, groups, columns."""
     plain = {"kernel": 1, "stride": 1, "padding": 0, "dilation": 1}
     # rows a little shorter that divide the tiles evenly save the code of a shorter last row
-    even = max((n for n in range(1, row_tiles + 1) if pixels // tile % n == 0), default=0)
-    row_tiles = even if 2 * even >= row_tiles else row_tiles
+    if pixels % tile == 0:
+        even = max((n for n in range(1, row_tiles + 1) if pixels // tile % n == 0), default=0)
+        row_tiles = even if 2 * even >= row_tiles else row_tiles
     row = min(pixels, row_tiles * tile) if row_tiles else pixels
     full, rest = divmod(pixels, row)
     groups, columns = [RowGroup(0, full, (0,))], [column_runs(row, tile, size=row, **plain)]
@@ -154,7 +155,9 @@ def problem_of(spec: ConvSpec | DenseSpec, knobs: ConvKnobs) -> _Problem:
     )
 
 
-def pack_weight(spec: ConvSpec | DenseSpec, knobs: ConvKnobs, weight: np.ndarray) -> np.ndarray:
+def pack_weight(
+    spec: ConvSpec | DenseSpec, knobs: ConvKnobs, weight: np.ndarray, argument: int = 1
+) -> np.ndarray:
     """Weight ``(O, I, KH, KW)`` or ``(O, I)`` -> 1-D array of panels, see the module's text."""
     problem = problem_of(spec, knobs)
     taps = weight.reshape(problem.out_channels, problem.in_channels, problem.taps)
@@ -237,6 +240,8 @@ class Nest:
     y: Expr
     # of a strip of a larger output, whose input is the strip alone: the strip's first output pixel
     strip: Expr | None = None
+    # called before each block of input channels of a tile: (group, first pixel of the tile, block)
+    alongside: Callable[[Expr, Expr, Expr], None] | None = None
 
     def emit(self) -> None:
         """The whole operator, over the threads if the knobs say so."""
@@ -346,6 +351,9 @@ class Nest:
         """Add one block of input channels to a tile, kernel row by kernel row."""
         if self.knobs.prefetch:
             self.prefetch_next_panel(tile, block)
+        if self.alongside is not None:
+            group = tile.channel // (self.knobs.vectors * self.problem.out_blocks[0])
+            self.alongside(group, tile.row * self.problem.out_row + tile.column, block)
         if tile.kernel_rows:  # a row of padding alone has none
             first = tile.kernel_rows[0]
             loop(len(tile.kernel_rows), lambda k: self.kernel_row(tile, block, width, first + k))
@@ -389,11 +397,14 @@ class Nest:
         problem = self.problem
         line = 64 // FLOAT_BYTES
         per_channel = problem.in_channels * problem.taps
-        tiles = max(1, problem.out_pixels // tile.run.pixels)
+        # the tiles that pass over this panel before the next: of one row, or of all
+        row_alone = self.knobs.order == "pixels"
+        tiles = max(1, (problem.out_row if row_alone else problem.out_pixels) // tile.run.pixels)
         panel_lines = -(-per_channel * tile.width // line)
         tile_lines = -(-panel_lines // tiles)
         block_lines = -(-tile_lines // len(problem.in_blocks))
-        number = (tile.row * problem.out_row + tile.column) // tile.run.pixels
+        first = tile.column if row_alone else tile.row * problem.out_row + tile.column
+        number = first // tile.run.pixels
         start = tile.panel + per_channel * tile.width
         last = problem.out_channels * per_channel - 1
         for i in range(block_lines):

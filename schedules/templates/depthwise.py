@@ -36,7 +36,9 @@ class DepthwiseKnobs:
     parallel_rows: int = 0
 
 
-def pack_weight(spec: ConvSpec, knobs: DepthwiseKnobs, weight: np.ndarray) -> np.ndarray:
+def pack_weight(
+    spec: ConvSpec, knobs: DepthwiseKnobs, weight: np.ndarray, argument: int = 1
+) -> np.ndarray:
     """Weight ``(C, 1, KH, KW)`` -> 1-D: per channel block ``[KH][KW][block width]``."""
     taps = weight.reshape(spec.out_channels, -1)
     blocks, start = [], 0

@@ -17,7 +17,7 @@ import numpy as np
 from tvm import tirx
 from tvm.tirx.script import builder as T
 
-from ..emit import Expr, loop, prim_func
+from ..emit import Expr, loop, prefetch, prim_func
 from ..spec import SeparableSpec, channel_blocks
 from . import convolution, depthwise
 from .convolution import ConvKnobs
@@ -32,7 +32,7 @@ class SeparableKnobs:
 
     rows: output rows of a strip.
     depthwise_pixels: output pixels of the depthwise register tile.
-    pixels, vectors, unroll, row_tiles, order: of the pointwise half, see ``ConvKnobs``.
+    pixels, vectors, unroll: of the pointwise half, see ``ConvKnobs``.
     parallel: spread the strips over the threads.
     """
 
@@ -41,9 +41,8 @@ class SeparableKnobs:
     pixels: int
     vectors: int
     unroll: int = 1
-    row_tiles: int = 0
-    order: str = "pixels"
     parallel: bool = False
+    prefetch: bool = False
 
     @property
     def depthwise(self) -> DepthwiseKnobs:
@@ -51,7 +50,7 @@ class SeparableKnobs:
 
     @property
     def pointwise(self) -> ConvKnobs:
-        return ConvKnobs(self.pixels, self.vectors, self.unroll, self.row_tiles, self.order)
+        return ConvKnobs(self.pixels, self.vectors, self.unroll)
 
 
 def pack_weight(
@@ -102,6 +101,19 @@ def build(spec: SeparableSpec, knobs: SeparableKnobs) -> tirx.PrimFunc:
                 strip_start=start,
             )
             blocks = len(channel_blocks(channels, first.lanes))
+
+            def prefetch_input(group: Expr, pixel: Expr, block: Expr) -> None:
+                """A tile's share of the rows that the next strip reads for the first time."""
+                groups = -(-len(problem.out_blocks) // knobs.vectors)
+                tiles = -(-rows * width // knobs.pixels)
+                new = rows * first.stride[0] * first.in_width * first.lanes
+                share = -(-new // (16 * tiles * groups))
+                new_row = (start + rows - 1) * first.stride[0] - first.padding[0] + first.kernel[0]
+                at = (block * first.in_height + new_row) * first.in_width * first.lanes
+                at += (group * tiles + pixel // knobs.pixels) * (share * 16)
+                for i in range(share):
+                    prefetch(x, [image, at + i * 16])
+
             loop(blocks, lambda block: above.rows_of(image, block, start, rows))
             convolution.Nest(
                 problem,
@@ -113,6 +125,7 @@ def build(spec: SeparableSpec, knobs: SeparableKnobs) -> tirx.PrimFunc:
                 residual,
                 y,
                 strip=start * width,
+                alongside=prefetch_input if knobs.prefetch else None,
             ).emit_image(image)
 
         loop(first.batch * strips, strip, parallel=knobs.parallel)

@@ -5,5 +5,17 @@ from __future__ import annotations
 from .convolution import CONVOLUTION, DENSE, POINTWISE, STEM
 from .depthwise import DEPTHWISE
 from .memory_bound import ELEMENTWISE, LAYOUT, POOL, SCALE
+from .separable import SEPARABLE
 
-RULES = (POINTWISE, DEPTHWISE, STEM, CONVOLUTION, DENSE, POOL, SCALE, ELEMENTWISE, LAYOUT)
+RULES = (
+    SEPARABLE,
+    POINTWISE,
+    DEPTHWISE,
+    STEM,
+    CONVOLUTION,
+    DENSE,
+    POOL,
+    SCALE,
+    ELEMENTWISE,
+    LAYOUT,
+)

@@ -23,20 +23,26 @@ if TYPE_CHECKING:
 TILE_OVERHEAD = 20
 # Share of a load's cost that remains when it hides behind an FMA.
 HIDDEN_LOAD = 0.1
+# What two load ports sustain: tiles one vector wide, bound by loads, measured 15-25 % slower than
+# two loads a cycle would have them.
+LOADS_PER_CYCLE = 1.6
+# Bytes of weights per cycle that one of several cores streams from beyond L2; measured as what
+# 7x7 layers of 960 channels take beyond their arithmetic, prefetching included.
+STREAM = 3.6
 
 
 def register_tiles(target: TargetSpec) -> list[tuple[int, int]]:
     """All (pixels, vectors) that fit the registers beside the weights and one broadcast.
 
-    More than four vectors only for a single pixel, which needs them to hide the FMA's latency:
-    wider panels crowd L1, and a 5x5 tile measured slower than 9x3 on 7x7 layers.
+    No more than four vectors: wider panels crowd L1. A 5x5 tile measured slower than 9x3 on 7x7
+    layers, and 1x8 up to 25 % slower than 1x4 on dense layers.
     """
     free = target.vector_registers
     sums = free * 7 // 8  # the rest is for constants and addresses that LLVM keeps in registers
     return [
         (pixels, vectors)
-        for vectors in range(1, 9)
-        for pixels in range(1, sums + 1 if vectors <= 4 else 2)
+        for vectors in range(1, 5)
+        for pixels in range(1, sums + 1)
         if pixels * vectors <= sums and pixels * vectors + vectors + 1 <= free
     ]
 
@@ -44,13 +50,13 @@ def register_tiles(target: TargetSpec) -> list[tuple[int, int]]:
 def tile_cycles(pixels: int, widths: list[int], target: TargetSpec, taps: int) -> float:
     """Cycles of one register tile over ``taps`` multiply-adds per sum.
 
-    Per tap: an FMA per sum, a load per weight vector and a broadcast per pixel, on two load ports;
+    Per tap: an FMA per sum, a load per weight vector and a broadcast per pixel;
     sums fewer than the FMAs in flight (4 cycles' latency) leave the units waiting. Loads that hide
     behind FMAs still cost a little: of tiles with equal FMAs, the squarer one measures faster.
     """
     vectors = len(widths)
     fma = max(pixels * vectors / target.fma_units, 4.0)
-    loads = (pixels + vectors) / 2
+    loads = (pixels + vectors) / LOADS_PER_CYCLE
     return TILE_OVERHEAD + pixels * vectors / 2 + taps * (max(fma, loads) + HIDDEN_LOAD * loads)
 
 
@@ -62,6 +68,47 @@ def predicted_cycles(
     spec: ConvSpec | DenseSpec, tile: tuple[int, int], target: TargetSpec
 ) -> float:
     """Cycles of the whole operator on one core with a register tile, caches left aside."""
+    return sum(_panel_cycles(spec, tile, target))
+
+
+@dataclass(frozen=True)
+class Split:
+    """How a convolution's work is dealt to the threads, in runs of consecutive items.
+
+    An item is one of ``parts`` equal pieces of the pixels of one weight panel; ``order`` is the
+    outer loop: over the panels (``channels``) or over the pieces (``pixels``).
+    """
+
+    order: str = "channels"
+    parts: int = 1
+
+
+def busiest_thread(
+    spec: ConvSpec | DenseSpec, tile: tuple[int, int], split: Split, target: TargetSpec
+) -> float:
+    """Cycles of the thread with most work; each must also stream the panels that it touches."""
+    panels = _panel_cycles(spec, tile, target)
+    pixels = spec.batch if isinstance(spec, DenseSpec) else spec.out_pixels
+    tiles = -(-pixels // tile[0])
+    piece = -(-tiles // split.parts) / tiles
+    by_panel = [(i, cycles * piece) for i, cycles in enumerate(panels)]
+    if split.order == "channels":
+        items = [item for item in by_panel for _ in range(split.parts)]
+    else:
+        items = by_panel * split.parts
+    share = -(-len(items) // target.cores)
+    runs = [items[i : i + share] for i in range(0, len(items), share)]
+    return max(
+        sum(cycles for _, cycles in run)
+        + len({i for i, _ in run}) * _weights(spec) / len(panels) / STREAM
+        for run in runs
+    )
+
+
+def _panel_cycles(
+    spec: ConvSpec | DenseSpec, tile: tuple[int, int], target: TargetSpec
+) -> list[float]:
+    """Cycles of each weight panel's part of the operator on one core, caches left aside."""
     pixels, vectors = tile
     if isinstance(spec, DenseSpec):
         rows, columns, batch = 1, spec.batch, 1
@@ -74,16 +121,15 @@ def predicted_cycles(
         batch = spec.batch
         taps = spec.in_channels * spec.kernel[0] * spec.kernel[1]
         blocks = channel_blocks(spec.out_channels, spec.lanes)
-    groups = [blocks[i : i + vectors] for i in range(0, len(blocks), vectors)]
-    return (
+    return [
         batch
         * rows
         * sum(
-            tile_cycles(span, widths, target, taps)
+            tile_cycles(span, blocks[i : i + vectors], target, taps)
             for span in _spans(columns, pixels)
-            for widths in groups
         )
-    )
+        for i in range(0, len(blocks), vectors)
+    ]
 
 
 @dataclass(frozen=True)
@@ -101,40 +147,45 @@ class _Convolution:
         return isinstance(spec, ConvSpec | DenseSpec) and spec.kind == self.kind
 
     def analytic(self, spec: Any, target: TargetSpec) -> ConvKnobs:
-        pixels, vectors = min(
-            register_tiles(target),
-            key=lambda tile: (predicted_cycles(spec, tile, target), tile),
-        )
-        return self._with_order(spec, target, pixels, vectors)
+        threads = worth_threads(spec, target)
+        near = spec.kind == "pointwise" and _weights(spec) <= target.l2_kib * 1024 // 16
+        splits = [Split()]
+        if spec.kind == "pointwise" and threads and not near:
+            splits += [Split("channels", target.cores), Split("pixels", target.cores)]
 
-    def _with_order(self, spec: Any, target: TargetSpec, pixels: int, vectors: int) -> ConvKnobs:
-        """Loop order and prefetch for a register tile."""
-        knobs = ConvKnobs(pixels, vectors, parallel=worth_threads(spec, target))
-        panel = template.working_set(spec, knobs)
-        in_features = spec.in_features if isinstance(spec, DenseSpec) else spec.in_channels
-        out_features = spec.out_features if isinstance(spec, DenseSpec) else spec.out_channels
-        taps = 1 if isinstance(spec, DenseSpec) else spec.kernel[0] * spec.kernel[1]
-        weights = FLOAT_BYTES * in_features * out_features * taps
-        order, row_tiles = "channels", 0
-        if spec.kind == "pointwise":
+        def cycles(choice: tuple[tuple[int, int], Split]) -> float:
+            tile, split = choice
+            if threads and not near:
+                return busiest_thread(spec, tile, split, target)
+            return predicted_cycles(spec, tile, target)  # many rows: any split is balanced
+
+        choices = list(product(register_tiles(target), splits))
+        (pixels, vectors), split = min(choices, key=cycles)
+        order, row_tiles = split.order, 0
+        if near:
             # a pseudo-row's input should stay in half of L1 while all panels pass over it
-            tile_bytes = FLOAT_BYTES * in_features * pixels
-            row_tiles = max(1, target.l1d_kib * 512 // tile_bytes)
-            if weights <= target.l2_kib * 1024 // 16:
-                order = "pixels"
-            else:
-                row_tiles = 0
+            order = "pixels"
+            row_tiles = max(1, target.l1d_kib * 512 // (FLOAT_BYTES * spec.in_channels * pixels))
+            tiles = -(-spec.out_pixels // pixels)
+            rows = -(-tiles // row_tiles)
+            if threads:
+                rows = -(-rows // target.cores) * target.cores
+            row_tiles = -(-tiles // rows)
         elif spec.kind == "stem":
             order = "pixels"
+        elif split.parts > 1:
+            row_tiles = -(-(-(-spec.out_pixels // pixels)) // split.parts)
+        panel = template.working_set(spec, ConvKnobs(pixels, vectors))
+        unrolled = spec.kind in ("conv", "stem")  # a wider kernel's columns are unrolled already
         return ConvKnobs(
             pixels=pixels,
             vectors=vectors,
-            # a wider kernel's columns are unrolled already
-            unroll=4 if target.vector_registers >= 32 and taps == 1 else 1,
+            unroll=4 if target.vector_registers >= 32 and not unrolled else 1,
             row_tiles=row_tiles,
             order=order,
-            parallel=knobs.parallel,
-            prefetch=order == "channels" and panel > 4096,
+            parallel=threads,
+            # a dense layer reads each weight once, as fast as memory gives it
+            prefetch=not near and spec.kind in ("pointwise", "conv") and panel > 4096,
         )
 
     def space(self, spec: Any, target: TargetSpec) -> Iterable[ConvKnobs]:
@@ -152,6 +203,12 @@ class _Convolution:
                 tiles, (1, 2, 4), row_tiles, ("channels", "pixels"), (False, True)
             )
         ]
+
+
+def _weights(spec: ConvSpec | DenseSpec) -> int:
+    """Bytes of the weights."""
+    outputs = 1 if isinstance(spec, DenseSpec) else spec.out_pixels
+    return FLOAT_BYTES * spec.mult_adds // (spec.batch * outputs)
 
 
 POINTWISE: Any = _Convolution("pointwise", "pointwise")

@@ -16,6 +16,7 @@ from tvm_mobilenet.schedules.spec import (
     LayoutSpec,
     PoolSpec,
     ScaleSpec,
+    SeparableSpec,
     Spec,
     channel_blocks,
 )
@@ -31,6 +32,15 @@ def to_blocked(x: np.ndarray, lanes: int) -> np.ndarray:
         parts.append(block.transpose(0, 2, 1).reshape(n, -1))
         start += width
     return np.concatenate(parts, axis=1)
+
+
+def from_blocked(x: np.ndarray, spec: ConvSpec) -> np.ndarray:
+    """The blocked input of a convolution -> NCHW."""
+    shape = (spec.batch, spec.in_channels, spec.in_height, spec.in_width)
+    places = np.arange(x[0].size, dtype="int64").reshape(1, *shape[1:])
+    y = np.empty_like(x)
+    y[:, to_blocked(places, spec.lanes)[0]] = x
+    return y.reshape(shape)
 
 
 def activated(x: torch.Tensor, activation: Activation) -> torch.Tensor:
@@ -54,6 +64,7 @@ class Case:
         self.weight: np.ndarray | None = None
         kinds = {
             ConvSpec: self._conv,
+            SeparableSpec: self._separable,
             DenseSpec: self._dense,
             PoolSpec: self._pool,
             ScaleSpec: self._scale,
@@ -65,8 +76,9 @@ class Case:
     def _random(self, *shape: int) -> np.ndarray:
         return self._rng.standard_normal(shape).astype("float32")
 
-    def _conv(self, spec: ConvSpec):
-        x = self._random(spec.batch, spec.in_channels, spec.in_height, spec.in_width)
+    def _conv(self, spec: ConvSpec, x: np.ndarray | None = None):
+        if x is None:
+            x = self._random(spec.batch, spec.in_channels, spec.in_height, spec.in_width)
         per_group = spec.in_channels // spec.groups
         self.weight = self._random(spec.out_channels, per_group, *spec.kernel)
         bias = self._random(spec.out_channels)
@@ -86,6 +98,11 @@ class Case:
             inputs.append(to_blocked(residual, spec.lanes))
             y = y + torch.tensor(residual)
         return inputs, to_blocked(activated(y, spec.activation).numpy(), spec.lanes)
+
+    def _separable(self, spec: SeparableSpec):
+        first, between = self._conv(spec.depthwise)
+        (_, *rest), y = self._conv(spec.pointwise, from_blocked(between, spec.pointwise))
+        return [*first, *rest], y
 
     def _dense(self, spec: DenseSpec):
         x, bias = self._random(spec.batch, spec.in_features), self._random(spec.out_features)
@@ -122,7 +139,8 @@ class Case:
         """
         inputs = list(self.inputs)
         if pack_weight is not None:
-            inputs[1] = pack_weight(inputs[1])
+            for i in self.spec.weight_arguments:
+                inputs[i] = pack_weight(inputs[i], i)
         named = tvm.IRModule({"main": function.with_attr("global_symbol", "main")})
         compiled = tvm.compile(named, target=target.tvm_target()).mod["main"]
         arguments = [tvm.runtime.tensor(np.ascontiguousarray(a)) for a in inputs]

@@ -23,10 +23,11 @@ from tvm_mobilenet.schedules.spec import (
     LayoutSpec,
     PoolSpec,
     ScaleSpec,
+    SeparableSpec,
     from_json,
     to_json,
 )
-from tvm_mobilenet.schedules.templates import convolution, depthwise
+from tvm_mobilenet.schedules.templates import convolution, depthwise, separable
 
 HARDSWISH, HARDSIGMOID = Activation("hardswish"), Activation("hardsigmoid")
 TARGETS = (
@@ -54,6 +55,14 @@ SPECS = [
     ConvSpec(1, 9, 7, 9, 9, (5, 5), (2, 2), (2, 2, 2, 2), (1, 1), groups=9),
     ConvSpec(1, 8, 9, 9, 8, (3, 3), (1, 1), (2, 2, 2, 2), (2, 2), groups=8),
     ConvSpec(1, 6, 5, 5, 6, groups=6, activation=RELU),
+    SeparableSpec(
+        ConvSpec(1, 40, 13, 15, 40, (3, 3), (1, 1), (1, 1, 1, 1), groups=40, activation=RELU),
+        ConvSpec(1, 40, 13, 15, 72, activation=RELU6),
+    ),
+    SeparableSpec(
+        ConvSpec(2, 24, 17, 14, 24, (5, 5), (2, 2), (2, 2, 2, 2), groups=24, activation=HARDSWISH),
+        ConvSpec(2, 24, 9, 7, 20, residual=True),
+    ),
     DenseSpec(1, 130, 70),
     DenseSpec(3, 64, 33, activation=HARDSWISH),
     PoolSpec(2, 40, 7, 7),
@@ -67,6 +76,14 @@ SPECS = [
 ]
 
 
+def with_lanes(spec, lanes):
+    """``spec`` for a vector width, its parts too."""
+    if isinstance(spec, SeparableSpec):
+        parts = (spec.depthwise, spec.pointwise)
+        return SeparableSpec(*(dataclasses.replace(part, lanes=lanes) for part in parts))
+    return dataclasses.replace(spec, lanes=lanes)
+
+
 @pytest.fixture(params=TARGETS)
 def target(request):
     return targets.load(request.param)
@@ -74,7 +91,7 @@ def target(request):
 
 @pytest.mark.parametrize("spec", SPECS, ids=lambda s: f"{s.kind}-{s}")
 def test_rule_computes_its_spec(spec, target, case):
-    spec = dataclasses.replace(spec, lanes=target.lanes)
+    spec = with_lanes(spec, target.lanes)
     for cores in (1, 4):  # serial and, where the work is worth it, parallel
         result = base.schedule(spec, dataclasses.replace(target, cores=cores))
         error = case(spec).error(result.function, target, result.pack_weight)
@@ -98,7 +115,7 @@ def test_convolution_knobs_change_no_number(order, parallel, row_tiles, prefetch
     ):
         knobs = convolution.ConvKnobs(5, 2, 4, row_tiles, order, parallel, prefetch)
         function = convolution.build(spec, knobs)
-        pack = lambda w, spec=spec, knobs=knobs: convolution.pack_weight(spec, knobs, w)  # noqa: E731
+        pack = lambda w, _, spec=spec, knobs=knobs: convolution.pack_weight(spec, knobs, w)  # noqa: E731
         assert case(spec).error(function, target, pack) < TOLERANCE
 
 
@@ -109,7 +126,21 @@ def test_depthwise_knobs_change_no_number(pixels, rows, case):
     spec = ConvSpec(2, 20, 9, 7, 20, (3, 3), (1, 1), (1, 1, 1, 1), groups=20, lanes=8)
     knobs = depthwise.DepthwiseKnobs(pixels, rows)
     function = depthwise.build(spec, knobs)
-    pack = lambda w: depthwise.pack_weight(spec, knobs, w)  # noqa: E731
+    pack = lambda w, _: depthwise.pack_weight(spec, knobs, w)  # noqa: E731
+    assert case(spec).error(function, target, pack) < TOLERANCE
+
+
+@pytest.mark.parametrize("parallel", [False, True])
+@pytest.mark.parametrize("rows", [1, 2, 4, 9])
+def test_strips_change_no_number(rows, parallel, case):
+    target = targets.load("x86-64-v3")
+    spec = SeparableSpec(
+        ConvSpec(2, 20, 9, 7, 20, (3, 3), (1, 1), (1, 1, 1, 1), groups=20, lanes=8),
+        ConvSpec(2, 20, 9, 7, 28, lanes=8, activation=RELU, residual=True),
+    )
+    knobs = separable.SeparableKnobs(rows, 4, 5, 2, 4, parallel=parallel)
+    function = separable.build(spec, knobs)
+    pack = lambda w, i: separable.pack_weight(spec, knobs, w, i)  # noqa: E731
     assert case(spec).error(function, target, pack) < TOLERANCE
 
 

@@ -15,6 +15,7 @@ from tvm import relax, tirx
 from tvm_mobilenet.schedules.base import Records
 from tvm_mobilenet.targets import TargetSpec
 
+from .fuse_separable import fuse_separable
 from .lower_operators import lower_operators
 from .relax_graph import constant_of
 from .schedule_operators import schedule_operators
@@ -87,6 +88,7 @@ def compile_model(
         say("lowering operators to blocked layout")
         # Phase 1. operator chains -> own functions on blocked activations
         mod, call_sites = lower_operators(mod, target.lanes)
+        mod, call_sites = fuse_separable(mod, call_sites, target)
         dump("operators", mod)
         # Phase 2. TVM's own lowering for what is left
         mod = tvm.transform.Sequential(

@@ -12,8 +12,6 @@ from tvm_mobilenet.schedules.emit import SPEC_ATTR
 from tvm_mobilenet.schedules.spec import Spec, from_json, to_json
 from tvm_mobilenet.targets import TargetSpec
 
-WEIGHT_ARGUMENT = 1  # position of the weight in a convolution's or dense layer's call
-
 
 def spec_of(function: Any) -> Spec | None:
     """The specification that a function carries, or None if it is not one of ours."""
@@ -65,9 +63,9 @@ class _CallScheduled(relax.PyExprMutator):
         name = call.args[0].name_hint
         if name not in self._scheduled:
             return call
-        result = self._scheduled[name][1]
+        spec, result = self._scheduled[name]
         arguments = list(call.args[1].fields)
         if result.pack_weight is not None:
-            weight = arguments[WEIGHT_ARGUMENT].value.numpy()
-            arguments[WEIGHT_ARGUMENT] = relax.const(result.pack_weight(weight))
+            for i in spec.weight_arguments:
+                arguments[i] = relax.const(result.pack_weight(arguments[i].value.numpy(), i))
         return relax.call_tir(self._functions[name], relax.Tuple(arguments), call.ty_args[0])
