@@ -83,7 +83,7 @@ def rules_for(target: TargetSpec) -> Sequence[Rule]:
     if target.mtriple.startswith(("aarch64", "arm")):
         from . import arm
 
-        return arm.RULES
+        return arm.RULES_AARCH64 if target.mtriple.startswith("aarch64") else arm.RULES_ARMV7
     raise NotImplementedError(f"no schedules for {target.mtriple}")
 
 

@@ -105,6 +105,10 @@ class Registers:
         buffer, index = self._vectors[key]
         T.buffer_store(buffer, value, [index])
 
+    def address(self, key: Hashable) -> Expr:
+        """Where the vector lies, for a function that LLVM inlines: it stays a register then."""
+        return T.address_of(self._vectors[key][0][0])
+
 
 def loop(extent: int, body: Callable[[Expr], None], *, parallel: bool = False) -> None:
     """``for i in range(extent): body(i)``; a single iteration needs no loop."""
