@@ -28,8 +28,9 @@ if TYPE_CHECKING:
     from tvm_mobilenet.models.cost import Cost
     from tvm_mobilenet.parity import ParityReport
     from tvm_mobilenet.profiling.bench import BenchReport
+    from tvm_mobilenet.remote.deploy import Deployment
 
-__all__ = ["Bundle", "bench", "build", "cost", "export", "load", "validate"]
+__all__ = ["Bundle", "bench", "build", "cost", "deploy", "export", "load", "validate"]
 
 Progress = Callable[[str], None]
 
@@ -197,3 +198,10 @@ def bench(models: str | Path | Sequence[str | Path], **options: Any) -> BenchRep
     from tvm_mobilenet.profiling.bench import bench
 
     return bench([models] if isinstance(models, str | Path) else models, **options)
+
+
+def deploy(bundle: str | Path, **options: Any) -> Deployment:
+    """Prove and time a bundle on another machine over RPC; see `remote.deploy.deploy`."""
+    from tvm_mobilenet.remote.deploy import deploy
+
+    return deploy(bundle, **options)
