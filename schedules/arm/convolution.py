@@ -1,6 +1,6 @@
 """Pointwise, stem, general convolution and dense on ARM Cortex-A.
 
-On aarch64 the innermost loop of pointwise and dense layers is a `Microkernel`; armv7 and the other
+On aarch64 the innermost loop of pointwise and dense layers is `PointwiseTile`; armv7 and the other
 kinds of convolution run the template's own loop. Tiles are chosen by predicted cycles.
 """
 
@@ -18,7 +18,8 @@ from tvm.tirx.script import builder as T
 from ..spec import FLOAT_BYTES, ConvSpec, DenseSpec, Spec, channel_blocks
 from ..templates import convolution as template
 from ..templates.convolution import ConvKnobs, Nest, Tile
-from .microkernel import LANES, Microkernel
+from .assembly import LANES
+from .pointwise import PointwiseTile
 from .work import worth_threads
 
 if TYPE_CHECKING:
@@ -34,37 +35,33 @@ SUM_OVERHEAD = 3.5
 
 
 class NeonNest(Nest):
-    """The template's loop nest with the microkernel inside, wherever blocks are whole."""
+    """The template's loop nest with assembly inside, wherever blocks are whole."""
 
     def accumulate(self, tile: Tile) -> None:
-        kernel = self.microkernel(tile)
+        kernel = self.kernel(tile)
         if kernel is None:
             super().accumulate(tile)
             return
         problem = self.problem
         pixel = tile.row * problem.in_row + tile.column
         x_at = pixel * (problem.in_channels if problem.plain else LANES)
-        call = T.call_extern(
-            "void",
-            kernel.name,
+        kernel.assembly().emit(
             T.address_of(self.x[tile.image, x_at]),
             T.address_of(self.weight[tile.panel]),
-            *[tile.sums.address(key) for key in tile.sums],
+            [tile.sums.address(key) for key in tile.sums],
         )
-        with T.attr(tirx.const(0, "int32"), "pragma_import_llvm", kernel.llvm()):
-            T.evaluate(call)
         for b in range(kernel.blocks, len(problem.in_blocks)):
             self.in_block(tile, b, problem.in_blocks[b])
 
-    def microkernel(self, tile: Tile) -> Microkernel | None:
-        """The microkernel for a tile, if there is one."""
+    def kernel(self, tile: Tile) -> PointwiseTile | None:
+        """The assembly for a tile, if there is one."""
         problem = self.problem
         blocks = problem.in_blocks.count(LANES)
         whole = all(width == LANES for width in tile.widths)
         scattered = problem.plain and tile.run.pixels > 1  # pixels are images, not neighbours
         if problem.taps > 1 or not blocks or not whole or scattered:
             return None
-        return Microkernel(
+        return PointwiseTile(
             pixels=tile.run.pixels,
             vectors=len(tile.widths),
             blocks=blocks,
@@ -73,15 +70,15 @@ class NeonNest(Nest):
         )
 
 
-def register_tiles(target: TargetSpec, *, microkernel: bool) -> list[tuple[int, int]]:
+def register_tiles(target: TargetSpec, *, assembly: bool) -> list[tuple[int, int]]:
     """All (pixels, vectors) that fit the registers."""
     free = target.vector_registers
-    if microkernel:
+    if assembly:
         return [
             (pixels, vectors)
             for vectors in range(1, 13)
             for pixels in range(1, 17)
-            if Microkernel(pixels, vectors, 1, 0).registers <= free
+            if PointwiseTile(pixels, vectors, 1, 0).registers <= free
         ]
     sums = free * 3 // 4  # LLVM loads several operands ahead
     return [
@@ -139,20 +136,20 @@ class _Convolution:
 
     name: str
     kind: str
-    microkernel: bool = False
+    assembly: bool = False
     knobs_class: type = ConvKnobs
 
     def takes(self, spec: Spec, target: TargetSpec) -> bool:
         return isinstance(spec, ConvSpec | DenseSpec) and spec.kind == self.kind
 
     def build(self, spec: Any, knobs: ConvKnobs) -> tirx.PrimFunc:
-        return template.build(spec, knobs, NeonNest if self.microkernel else Nest)
+        return template.build(spec, knobs, NeonNest if self.assembly else Nest)
 
     def pack_weight(self, spec: Any, knobs: ConvKnobs, weight: np.ndarray) -> np.ndarray:
         return template.pack_weight(spec, knobs, weight)
 
     def analytic(self, spec: Any, target: TargetSpec) -> ConvKnobs:
-        unroll = 16 if self.microkernel else LANES
+        unroll = 16 if self.assembly else LANES
         pixels, vectors = min(
             self._tiles(spec, target),
             key=lambda tile: (predicted_cycles(spec, tile, target, unroll), tile),
@@ -170,13 +167,13 @@ class _Convolution:
         )
 
     def _tiles(self, spec: Any, target: TargetSpec) -> list[tuple[int, int]]:
-        tiles = register_tiles(target, microkernel=self.microkernel)
-        if isinstance(spec, DenseSpec) and self.microkernel:
+        tiles = register_tiles(target, assembly=self.assembly)
+        if isinstance(spec, DenseSpec) and self.assembly:
             return [tile for tile in tiles if tile[0] == 1]
         return tiles
 
     def space(self, spec: Any, target: TargetSpec) -> Iterable[ConvKnobs]:
-        unrolls = (4, 8, 16) if self.microkernel else (1, 2, 4)
+        unrolls = (4, 8, 16) if self.assembly else (1, 2, 4)
         tiles = self._tiles(spec, target)
         cycles = {tile: predicted_cycles(spec, tile, target, unrolls[-1]) for tile in tiles}
         near = [tile for tile in tiles if cycles[tile] <= 1.25 * min(cycles.values())]
@@ -190,8 +187,8 @@ class _Convolution:
         ]
 
 
-POINTWISE: Any = _Convolution("pointwise", "pointwise", microkernel=True)
-DENSE: Any = _Convolution("dense", "dense", microkernel=True)
+POINTWISE: Any = _Convolution("pointwise", "pointwise", assembly=True)
+DENSE: Any = _Convolution("dense", "dense", assembly=True)
 POINTWISE_32: Any = _Convolution("pointwise", "pointwise")
 DENSE_32: Any = _Convolution("dense", "dense")
 STEM: Any = _Convolution("stem", "stem")
