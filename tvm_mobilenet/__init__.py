@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tvm_mobilenet import deploy, targets
-    from tvm_mobilenet.api import bench, build, cost, export, load, validate
+    from tvm_mobilenet.api import bench, build, cost, export, load, profile, validate
     from tvm_mobilenet.runtime import Bundle
 
     __version__: str
@@ -29,6 +29,7 @@ __all__ = [
     "deploy",
     "export",
     "load",
+    "profile",
     "targets",
     "validate",
 ]

@@ -27,6 +27,7 @@ COMMANDS: tuple[tuple[str, str], ...] = (
     ("export", "PyTorch model to a checked ONNX file"),
     ("cost", "mult-adds and parameters, per layer kind and in all"),
     ("build", "compile a model for a target, prove it equal to PyTorch, write a bundle"),
+    ("tune", "search the schedules of a model's operators on a device, record the winners"),
     ("validate", "numerical parity of a bundle or model with the reference"),
     ("profile", "where the time goes, operator by operator, against the machine's limits"),
     ("bench", "latency against other runtimes, interleaved in one run"),
