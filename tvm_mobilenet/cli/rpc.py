@@ -102,13 +102,13 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _announce(args: argparse.Namespace, where: Address) -> None:
-    """Where it listens, on stdout; the warning on stderr."""
+    """The warning on stderr, then where it listens on stdout."""
+    _warn(args.console, args.action, where)
     if args.json:
         emit_json(f"rpc-{args.action}", {"host": where.host, "port": where.port})
     else:
         sys.stdout.write(f"{where}\n")
     sys.stdout.flush()
-    _warn(args.console, args.action, where)
 
 
 def _warn(console: Console, action: str, where: Address) -> None:
