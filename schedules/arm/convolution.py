@@ -15,12 +15,13 @@ import numpy as np
 from tvm import tirx
 from tvm.tirx.script import builder as T
 
+from ..emit import native_bounds
 from ..spec import FLOAT_BYTES, ConvSpec, DenseSpec, Spec, channel_blocks
 from ..templates import convolution as template
 from ..templates.convolution import ConvKnobs, Nest, Tile
+from ..x86.work import worth_threads
 from .assembly import LANES
 from .pointwise import PointwiseTile
-from .work import worth_threads
 
 if TYPE_CHECKING:
     from tvm_mobilenet.targets import TargetSpec
@@ -142,6 +143,7 @@ class _Convolution:
     def takes(self, spec: Spec, target: TargetSpec) -> bool:
         return isinstance(spec, ConvSpec | DenseSpec) and spec.kind == self.kind
 
+    @native_bounds()
     def build(self, spec: Any, knobs: ConvKnobs) -> tirx.PrimFunc:
         return template.build(spec, knobs, NeonNest if self.assembly else Nest)
 
