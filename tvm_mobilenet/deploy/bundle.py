@@ -10,6 +10,7 @@ import os
 import secrets
 import shutil
 import sys
+import zipfile
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -76,6 +77,7 @@ def write_bundle(
         else:
             shutil.copyfile(library, staging / manifest.LIBRARY)
         save_samples(staging / manifest.SAMPLES, samples)
+        _save_kernels(staging / manifest.KERNELS, compiled)
         (staging / "runner").mkdir()
         for source in sorted(_RUNNER.iterdir()):
             if source.is_file():
@@ -94,6 +96,15 @@ def write_bundle(
         check_output(output)
         _move(staging, path)
     return path
+
+
+def _save_kernels(path: Path, compiled: Compiled) -> None:
+    """TVMScript of every kernel as it was compiled, `<symbol>.py`: what `profile` shows."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for symbol, function in compiled.kernels.items():
+            # ZipInfo's fixed date: the same build gives the same file
+            entry = zipfile.ZipInfo(f"{symbol}.py")
+            archive.writestr(entry, function.script(show_meta=False), zipfile.ZIP_DEFLATED)
 
 
 def _document(
