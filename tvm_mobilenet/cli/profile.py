@@ -53,16 +53,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("files to write")
     group.add_argument("--csv", type=Path, metavar="FILE", help="the rows, all columns")
     group.add_argument("--trace", type=Path, metavar="FILE", help="for Perfetto, chrome://tracing")
+    group.add_argument("--html", type=Path, metavar="FILE", help="one page with charts and code")
     add_threads_argument(parser)
     add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Print a table, or one JSON document; write the files asked for."""
-    from tvm_mobilenet.profiling import exports
+    from tvm_mobilenet.profiling import exports, html
     from tvm_mobilenet.profiling.profile import profile
 
-    for option in ("csv", "trace"):
+    if args.html:
+        html.check()
+    for option in ("csv", "trace", "html"):
         if path := getattr(args, option):
             exports.check_writable(path, f"--{option}")
     measured = profile(
@@ -79,6 +82,9 @@ def run(args: argparse.Namespace) -> int:
     if args.trace:
         exports.write_trace(measured, args.trace)
         args.console.info(f"{args.trace}: open it in ui.perfetto.dev or chrome://tracing")
+    if args.html:
+        html.write_html(measured, args.html)
+        args.console.info(f"{args.html}: open it in a browser")
     if args.json:
         emit_json("profile", exports.document(measured))
         return 0
