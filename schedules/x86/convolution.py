@@ -137,6 +137,10 @@ class _Convolution:
             prefetch=order == "channels" and panel > 4096,
         )
 
+    def predicted(self, spec: Any, knobs: ConvKnobs, target: TargetSpec) -> float:
+        """Cycles by which tuning orders candidates until it has measured some."""
+        return predicted_cycles(spec, (knobs.pixels, knobs.vectors), target)
+
     def space(self, spec: Any, target: TargetSpec) -> Iterable[ConvKnobs]:
         best = min(predicted_cycles(spec, tile, target) for tile in register_tiles(target))
         tiles = [

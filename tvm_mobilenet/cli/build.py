@@ -41,6 +41,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_target_argument(parser)
     add_threads_argument(parser)
     parser.add_argument(
+        "--logs",
+        type=Path,
+        metavar="DIR",
+        help="directory of tuning records to use instead of the package's own",
+    )
+    parser.add_argument(
         "--dump-ir",
         type=Path,
         metavar="DIR",
@@ -83,6 +89,7 @@ def run(args: argparse.Namespace) -> int:
         output=args.output,
         exporter=args.exporter,
         threads=args.threads,
+        logs=args.logs,
         dump_ir=args.dump_ir,
         mean=args.mean,
         std=args.std,
@@ -109,6 +116,7 @@ def _payload(built: Built, output: Path) -> dict[str, object]:
         "model": built.compiled.imported.name,
         "target": built.compiled.target.name,
         "sources": Counter(operator.source for operator in operators),
+        "records": {"applicable": len(built.records), "directories": built.records.places},
         "operators": operators,
         "parity": built.parity.to_json(),
         "preprocessing": built.preprocessing,
@@ -129,10 +137,22 @@ def _print(built: Built, output: Path) -> None:
     size = sum(file.stat().st_size for file in built.path.rglob("*") if file.is_file())
     sys.stdout.write(
         f"\n{len(operators)} operators by source of schedule: {listed}\n"
+        f"{_records(built)}\n"
         f"{built.parity.summary()}\n"
         f"{output}: {built.compiled.imported.name} for {built.compiled.target.name}, "
         f"{size / 1e6:.1f} MB, built in {built.seconds:.1f} s\n"
     )
+
+
+def _records(built: Built) -> str:
+    """Which tuning records there were, and how many were not applied."""
+    records, operators = built.records, built.compiled.operators
+    places = ", ".join(map(str, records.places))
+    text = f"tuning records: {len(records)} for this target in {places}"
+    if records.unfit:
+        text += f"; {records.unfit} more for other hardware or numbers of threads"
+    notes = Counter(operator.note for operator in operators if operator.note)
+    return text + "".join(f"\n{count} operators: {note}" for note, count in notes.items())
 
 
 def _knobs(operator: OperatorReport) -> str:

@@ -47,6 +47,7 @@ class OperatorReport:
     bytes: int
     weight_bytes: int
     parallel: bool
+    note: str = ""  # why a tuning record that there is was not applied
 
 
 @dataclass(frozen=True)
@@ -211,6 +212,7 @@ def _report(
             bytes=spec.min_bytes,
             weight_bytes=weight_bytes,
             parallel=_has_parallel_loop(mod[name].body),
+            note=result.note,
         )
     assert name in rest, name
     params = mod[name].params

@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     from tvm_mobilenet.frontend import ImportedModel
     from tvm_mobilenet.frontend.export import Exporter
     from tvm_mobilenet.imaging import Preprocessing
+    from tvm_mobilenet.schedules.base import Records
     from tvm_mobilenet.targets import TargetSpec
+    from tvm_mobilenet.tuning.records import Applicable
 
 Progress = Callable[[str], None]
 
@@ -38,6 +40,7 @@ class Built:
     compiled: Compiled
     preprocessing: Preprocessing | None
     parity: ParityReport
+    records: Applicable
     seconds: float
 
 
@@ -63,6 +66,7 @@ def build(
     weights: Path | None = None,
     exporter: Exporter = "dynamo",
     threads: int | None = None,
+    logs: Path | None = None,
     dump_ir: Path | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
@@ -72,12 +76,14 @@ def build(
 
     mean, std: pre-processing of pictures instead of the model's own (see `imaging`).
     threads: how many the bundle runs on unless told otherwise (None: the physical cores).
+    logs: directory of tuning records instead of those that come with the package.
     dump_ir: directory for the IR after each compiler phase.
 
     Raises ParityError, with nothing written, when the compiled code is not equal to PyTorch;
     InputError for a model, target or output that cannot be used; MissingToolError.
     """
     from tvm_mobilenet import frontend, targets
+    from tvm_mobilenet.tuning.records import applicable
 
     start = time.perf_counter()
     say = progress or (lambda message: None)
@@ -85,6 +91,7 @@ def build(
     check_output(output)
     if threads is not None and threads < 1:
         raise InputError(f"threads must be at least 1, not {threads}")
+    records = applicable(spec, threads or spec.cores, logs)
     say(f"importing {model if isinstance(model, str | Path) else type(model).__name__}")
     imported = frontend.load_model(
         model,
@@ -102,6 +109,7 @@ def build(
             spec,
             Path(folder) / manifest.LIBRARY,
             threads=threads,
+            records=records,
             dump_ir=dump_ir,
             progress=say,
         )
@@ -118,7 +126,7 @@ def build(
             threads=threads,
         )
     seconds = time.perf_counter() - start
-    return Built(path, proven.compiled, preprocessing, proven.parity, seconds)
+    return Built(path, proven.compiled, preprocessing, proven.parity, records, seconds)
 
 
 def preprocessing_of(
@@ -147,11 +155,13 @@ def compile_and_prove(
     *,
     inputs: Sequence[Mapping[str, np.ndarray]] | None = None,
     threads: int | None = None,
+    records: Records | None = None,
     dump_ir: Path | None = None,
     progress: Progress,
 ) -> Proven:
     """Compile, link to the file `library`, load that very file and judge it.
 
+    records: tuned knobs; None takes every operator's analytic choice.
     inputs: what to judge on; None takes `parity.samples`. Code that this machine cannot run is not
     judged, and the report says so; the reference's outputs are worked out all the same, for the
     device.
@@ -161,7 +171,7 @@ def compile_and_prove(
 
     # First of all: when the compiler starts TVM's threads, they must not be bound to cores.
     use_threads(choose_threads(preferred=threads), exactly=False)
-    compiled = compile_model(imported, target, dump_ir=dump_ir, progress=progress)
+    compiled = compile_model(imported, target, records=records, dump_ir=dump_ir, progress=progress)
     progress("linking")
     export_library(compiled, library)
     progress("comparing with PyTorch")
