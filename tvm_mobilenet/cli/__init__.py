@@ -35,6 +35,7 @@ COMMANDS: tuple[tuple[str, str], ...] = (
     ("deploy", "prove and time a bundle on another machine, over RPC"),
     ("rpc", "start TVM's RPC tracker or server, or list a tracker's devices"),
     ("targets", "the devices it builds for, and this machine's own description"),
+    ("logs", "tuning records: list, show, merge, check, prune"),
     ("doctor", "what is installed, what is missing, and the fix for each"),
 )
 

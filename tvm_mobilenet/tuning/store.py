@@ -92,6 +92,26 @@ class MeasuredLog:
                 os.ftruncate(descriptor, start)
                 raise
 
+    def remove_damaged(self) -> int:
+        """Rewrite the log without lines that are no measurements; returns how many there were."""
+        if not self.path.exists():
+            return 0
+        with os_errors_named(self.path), _locked(self.path) as descriptor:
+            end = _end_of_last_line(descriptor)
+            lines = os.pread(descriptor, end, 0).split(b"\n")[:-1]
+            good = [line for line in lines if _is_measurement(line)]
+            if len(good) < len(lines):
+                # the descriptor's file stays the one that others have open and lock
+                kept = b"".join(line + b"\n" for line in good)
+                copy = self.path.with_name(f".{self.path.name}.whole")
+                write_atomically(copy, kept.decode())  # should the power fail in between
+                os.ftruncate(descriptor, 0)
+                os.lseek(descriptor, 0, os.SEEK_SET)
+                write_all(descriptor, kept)
+                os.fsync(descriptor)
+                copy.unlink()
+            return len(lines) - len(good)
+
 
 @contextlib.contextmanager
 def locked_directory(directory: Path) -> Iterator[None]:
@@ -165,6 +185,14 @@ def _end_of_last_line(descriptor: int) -> int:
         position = start
     os.lseek(descriptor, position, os.SEEK_SET)
     return position
+
+
+def _is_measurement(line: bytes) -> bool:
+    try:
+        _parsed(line)
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return False
+    return True
 
 
 def _parsed(line: bytes) -> Measured:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import torch
 
     from tvm_mobilenet.targets import TargetSpec
+    from tvm_mobilenet.tuning.measure import Measurer
     from tvm_mobilenet.tuning.report import Outcome
 
 DEFAULT_SECONDS = 300.0
@@ -48,27 +49,21 @@ def tune(
     Raises InputError for a model, target or directory that cannot be used or a target whose code
     cannot run here; NothingMeasuredError when not one candidate could be measured.
     """
-    from tvm_mobilenet import frontend, targets
+    from tvm_mobilenet import frontend
     from tvm_mobilenet.profiling import machine
-    from tvm_mobilenet.tuning.measure import LibraryBuilder, Measurer, local_runner
 
     if trials is not None and trials < 1:
         raise UsageError(f"--trials {trials}: at least 1 is needed")
     if trials is None and seconds is None:
         seconds = DEFAULT_SECONDS
-    spec = targets.load(target)
-    _refuse_foreign(spec)
-    if threads is None:
-        threads = min(spec.cores, _usable_cores())
-    cpus = machine.pick_cpus(threads)
-    spec = dataclasses.replace(spec, cores=threads)  # what rules ask to decide about threads
-    place = Place(spec, setting_of(spec, threads, machine.cpu_name()), logs or SHIPPED)
+    spec, cpus = local_target(target, threads)
+    place = Place(spec, setting_of(spec, len(cpus), machine.cpu_name()), logs or SHIPPED)
     _check_writable(place.directory)
     info(f"importing {model if isinstance(model, str | Path) else type(model).__name__}")
     imported = frontend.load_model(model, **options)
     info("starting the builder and the runner")
     label = _label(imported.name, options)
-    measurer = Measurer(LibraryBuilder(_usable_cores()), local_runner(cpus), spec)
+    measurer = local_measurer(spec, cpus)
     with closing(measurer), Finalists(imported, label, spec, cpus, info, warn) as finalists:
         session = Session(
             imported, label, place, measurer, seed=seed, info=info, warn=warn, progress=progress
@@ -82,6 +77,28 @@ def tune(
         settled = finalists.settle(session.searches)
         session.clock.lap("choosing inside the network", start)
     return session.finish(settled, stopped)
+
+
+def local_target(name: str, threads: int | None) -> tuple[TargetSpec, tuple[int, ...]]:
+    """A target whose code runs here, with as many cores as threads, and the CPUs to use.
+
+    Rules ask for the cores to decide about threads. Raises InputError for a target that this
+    machine cannot run, UsageError for more threads than it has CPUs.
+    """
+    from tvm_mobilenet import targets
+    from tvm_mobilenet.profiling import machine
+
+    target = targets.load(name)
+    _refuse_foreign(target)
+    cpus = machine.pick_cpus(threads or min(target.cores, _usable_cores()))
+    return dataclasses.replace(target, cores=len(cpus)), cpus
+
+
+def local_measurer(target: TargetSpec, cpus: tuple[int, ...]) -> Measurer:
+    """Builds on every core of this machine, measures on the given CPUs."""
+    from tvm_mobilenet.tuning.measure import LibraryBuilder, Measurer, local_runner
+
+    return Measurer(LibraryBuilder(_usable_cores()), local_runner(cpus), target)
 
 
 def _refuse_foreign(target: TargetSpec) -> None:
