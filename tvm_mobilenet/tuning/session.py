@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -76,6 +76,16 @@ class Place:
         return self.logs / directory_of(self.target)
 
 
+@dataclass(frozen=True)
+class Trial:
+    """A candidate about to be measured, with its kernel."""
+
+    search: TaskSearch
+    candidate: Candidate
+    kernel: Any
+    fingerprint: str
+
+
 class Session:
     """One network being tuned in one place."""
 
@@ -99,6 +109,7 @@ class Session:
         self._log = MeasuredLog(place.directory)
         self.tasks = tasks_of(imported, place.target)
         self._ranking = LearnedRanking(place.target, seed)
+        self._kernels: dict[str, set[str]] = {}  # fingerprints of what was tried, by operator
         self.reused = 0
         self.searches = self._searches()
 
@@ -113,7 +124,9 @@ class Session:
         searches = []
         for task in self.tasks:
             search = TaskSearch(task, self.seed, winners.seeds_for(task))
-            for candidate, measurement in known_measurements(task, entries, self.place.setting):
+            known = known_measurements(task, entries, self.place.setting)
+            self._kernels[task.operator] = {identity for _, _, identity in known}
+            for candidate, measurement, _ in known:
                 search.record(candidate, measurement)
                 self.reused += 1
             searches.append(search)
@@ -149,33 +162,41 @@ class Session:
                     f"none of {self.trials} candidates could be measured; the first: {reasons[0]}"
                 )
 
-    def _propose(self, room: int) -> list[tuple[TaskSearch, Candidate]]:
+    def _propose(self, room: int) -> list[Trial]:
+        """The next candidates with their kernels.
+
+        Different knobs may make the same kernel (one more tile in a row than there are, say):
+        that is measured once.
+        """
         start = time.monotonic()
         self._ranking.learn(self.searches)
-        shares = allot(self.searches, room)
-        batch = [
-            (search, candidate)
-            for search, share in zip(self.searches, shares, strict=True)
-            for candidate in search.propose(share, self._ranking)
-        ]
+        batch: list[Trial] = []
+        for search, share in zip(self.searches, allot(self.searches, room), strict=True):
+            seen = self._kernels.setdefault(search.task.operator, set())
+            room_left = share
+            while room_left and (proposed := search.propose(room_left, self._ranking)):
+                for candidate in proposed:
+                    kernel = candidate.rule.build(search.task.spec, candidate.knobs)
+                    identity = fingerprint(kernel)
+                    if identity not in seen:
+                        seen.add(identity)
+                        batch.append(Trial(search, candidate, kernel, identity))
+                        room_left -= 1
         self.clock.lap("choosing candidates", start)
         return batch
 
-    def _measure(self, batch: Sequence[tuple[TaskSearch, Candidate]]) -> None:
-        start = time.monotonic()
-        kernels = [c.rule.build(search.task.spec, c.knobs) for search, c in batch]
-        self.clock.lap("writing kernels", start)
-        measurements = self._measurer.measure(kernels)
+    def _measure(self, batch: Sequence[Trial]) -> None:
+        measurements = self._measurer.measure([trial.kernel for trial in batch])
         for name, seconds in self._measurer.spent.items():
             self.clock.spent[name] = seconds
         start = time.monotonic()
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         entries = [
             Measured(
-                operator=search.task.operator,
-                rule=candidate.rule.name,
-                knobs=dataclasses.asdict(candidate.knobs),
-                fingerprint=fingerprint(kernel),
+                operator=trial.search.task.operator,
+                rule=trial.candidate.rule.name,
+                knobs=dataclasses.asdict(trial.candidate.knobs),
+                fingerprint=trial.fingerprint,
                 setting=dataclasses.asdict(self.place.setting),
                 seconds=measurement.seconds,
                 spread=measurement.spread,
@@ -184,14 +205,12 @@ class Session:
                 seed=self.seed,
                 space="template",
             )
-            for (search, candidate), kernel, measurement in zip(
-                batch, kernels, measurements, strict=True
-            )
+            for trial, measurement in zip(batch, measurements, strict=True)
         ]
         self._log.append(entries)
+        for trial, measurement in zip(batch, measurements, strict=True):
+            trial.search.record(trial.candidate, measurement)
         self.clock.lap("storing", start)
-        for (search, candidate), measurement in zip(batch, measurements, strict=True):
-            search.record(candidate, measurement)
 
     def _report_progress(self, limits: Limits) -> None:
         total = sum(s.task.count * (s.best_seconds or 0.0) for s in self.searches)

@@ -23,8 +23,9 @@ SEEDS = 3  # winners of similar operators that are measured before the search
 
 def known_measurements(
     task: Task, entries: Sequence[Measured], setting: Setting
-) -> list[tuple[Candidate, Measurement]]:
-    """What was measured of a task in the same setting and still is the same kernel.
+) -> list[tuple[Candidate, Measurement, str]]:
+    """What was measured of a task in the same setting and still is the same kernel: the candidate,
+    the measurement, the kernel's fingerprint.
 
     Failures count only when the analytic choice itself could be measured: else something was wrong
     with the machine, not with them.
@@ -45,8 +46,9 @@ def known_measurements(
             continue
         kernel = candidate.rule.build(task.spec, candidate.knobs)
         if fingerprint(kernel) == entry.fingerprint:
-            found.append((candidate, Measurement(entry.seconds, entry.spread, entry.error)))
-    return found if any(c.key == task.baseline.key for c, _ in found) else []
+            measurement = Measurement(entry.seconds, entry.spread, entry.error)
+            found.append((candidate, measurement, entry.fingerprint))
+    return found if any(c.key == task.baseline.key for c, *_ in found) else []
 
 
 class Winners:
