@@ -5,18 +5,24 @@ from __future__ import annotations
 import json
 import re
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from tvm_mobilenet import targets
 from tvm_mobilenet.cli import main
 from tvm_mobilenet.errors import InputError
+from tvm_mobilenet.profiling import compare as compare_module
+from tvm_mobilenet.profiling import limits as limits_module
 from tvm_mobilenet.profiling import profile as profile_module
+from tvm_mobilenet.profiling.compare import Comparison, Difference
 from tvm_mobilenet.profiling.limits import LevelLimit, Limits
 from tvm_mobilenet.profiling.operators import OperatorSamples, Samples
 from tvm_mobilenet.profiling.profile import Profile, summarise
+from tvm_mobilenet.profiling.statistics import Ratio
 
 DOCUMENT = {"model": {"name": "small"}, "target": {"name": "native"}, "parity": {}}
 LIMITS = Limits(
@@ -162,3 +168,61 @@ def test_a_bundle_that_cannot_be_profiled(
 def test_no_bundle_is_no_traceback(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main(["profile", str(tmp_path / "none")]) == 3
     assert "no such bundle" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["a", "b"], "takes one BUNDLE"),
+        (["--compare", "a"], "--compare takes two"),
+        (["a", "--against", "onnxruntime"], "--model FILE go together"),
+        (["--compare", "a", "b", "--csv", "c"], "--csv does not go with"),
+        (["a", "--top", "0"], "at least 1"),
+        (["a", "--against", "me", "--model", "m"], "invalid choice"),
+    ],
+)
+def test_arguments_that_contradict(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["profile", *arguments]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_comparison_as_table_and_json(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ratio = Ratio(1.25, 1.2, 1.3)
+    faster = Difference("layer.1/Conv", "depthwise", 10.0, 8.0, ratio, 0.001)
+    whole = Difference("whole", "", 30.0, 24.0, ratio, 0.001)
+    found = Comparison("a", "b", whole, (faster,), ("gone",), (), ("Hm",))
+    monkeypatch.setattr(compare_module, "compare", lambda *sides, **options: found)
+
+    assert main(["profile", "--compare", "a", "b"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    row = "layer.1/Conv depthwise 10.0 8.0 -2.0 1.250 1.200 1.300 0.001 faster"
+    assert lines[1].split() == row.split()
+    assert lines[4].startswith("from end to end: A 30.0 us, B 24.0 us, A / B 1.250 (1.200-1.300)")
+    assert lines[4].endswith("B is faster") and lines[5:] == ["only in A: gone", "note: Hm"]
+
+    assert main(["profile", "--compare", "a", "b", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["kind"] == "profile-compare"
+    assert document["operators"][0]["verdict"] == "faster" and document["only_a"] == ["gone"]
+
+
+def test_targets_detect_shows_the_limits(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(targets, "detect", lambda: targets.load("zen4"))
+    known: list[Limits] = []
+    monkeypatch.setattr(limits_module, "all_known", lambda: known)
+    assert main(["targets", "detect"]) == 0
+    assert "limits not measured yet" in capsys.readouterr().out
+    known.append(LIMITS)
+    assert main(["targets", "detect"]) == 0
+    shown = capsys.readouterr().out
+    assert "# limits on 1 thread: 100 GFLOP/s; GB/s: L1 200 (float32, 2026-01-01)" in shown
+    assert tomllib.loads(shown)["name"] == "zen4"
+    assert main(["targets", "detect", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["limits"][0]["gflops"] == 100.0
+    assert main(["targets", "show", "zen4", "--measure"]) == 2

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from tvm_mobilenet.cli.common import (
     emit_json,
     positive_int,
 )
+from tvm_mobilenet.errors import UsageError
 
 if TYPE_CHECKING:
     from tvm_mobilenet.profiling.profile import Profile
@@ -25,12 +27,15 @@ HELP = (
     "ROOF is the least time possible (FLOPs at the FMA peak, or bytes at the bandwidth of the "
     "memory that keeps them) over TIME, BOUND what sets it. Loading a bundle runs the code in it."
 )
+_FILES = ("csv", "trace", "html")
 _COLOURS = ((0.7, "32"), (0.4, "33"), (0.0, "31"))  # share of the roofline: green, yellow, red
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """profile BUNDLE [--by layer|op|kind] [--top N] [--csv F] [--trace F] ..."""
-    parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="a bundle's directory")
+    """profile BUNDLE [--by layer|op|kind] [--html F] ... | profile --compare A B"""
+    parser.add_argument(
+        "bundles", metavar="BUNDLE", type=Path, nargs="+", help="a bundle's directory"
+    )
     parser.add_argument(
         "--by",
         choices=("layer", "op", "kind"),
@@ -50,6 +55,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="do not compare with this machine's limits (measured the first time, for seconds)",
     )
+    group = parser.add_argument_group("side by side")
+    group.add_argument(
+        "--compare",
+        action="store_true",
+        help="two bundles, run in turns, or two files of 'profile --json': what differs, and "
+        "whether chance could have done it",
+    )
+    group.add_argument(
+        "--against",
+        choices=("onnxruntime",),
+        help="this runtime's own profile of --model beside ours, layer by layer",
+    )
+    group.add_argument(
+        "--model", metavar="FILE", help="with --against: the ONNX file the bundle was built from"
+    )
     group = parser.add_argument_group("files to write")
     group.add_argument("--csv", type=Path, metavar="FILE", help="the rows, all columns")
     group.add_argument("--trace", type=Path, metavar="FILE", help="for Perfetto, chrome://tracing")
@@ -60,21 +80,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print a table, or one JSON document; write the files asked for."""
+    _check_arguments(args)
+    if args.compare:
+        return _compare(args)
+    if args.against:
+        return _against(args)
     from tvm_mobilenet.profiling import exports, html
     from tvm_mobilenet.profiling.profile import profile
 
     if args.html:
         html.check()
-    for option in ("csv", "trace", "html"):
+    for option in _FILES:
         if path := getattr(args, option):
             exports.check_writable(path, f"--{option}")
     measured = profile(
-        args.bundle,
+        args.bundles[0],
         threads=args.threads,
         runs=args.runs,
         limits=not args.no_limits,
         progress=args.console.info,
-        on_run=lambda done, total: args.console.progress(done, total, "runs"),
+        on_run=_bar(args),
     )
     if args.csv:
         exports.write_csv(measured, args.csv, args.by)
@@ -90,46 +115,168 @@ def run(args: argparse.Namespace) -> int:
         return 0
     rows = measured.rows(args.by)
     _print_rows(rows[: args.top], by=args.by, wide=args.wide)
-    if args.top and args.top < len(rows):
-        sys.stdout.write(f"... {len(rows) - args.top} more\n")
+    _print_rest(args.top, len(rows))
     _print_summary(measured)
     return 0
 
 
+def _check_arguments(args: argparse.Namespace) -> None:
+    wanted = 2 if args.compare else 1
+    if len(args.bundles) != wanted:
+        raise UsageError(
+            "profile takes one BUNDLE"
+            if wanted == 1
+            else "--compare takes two: bundles, or files of 'profile --json'"
+        )
+    if (args.against is None) != (args.model is None):
+        raise UsageError("--against and --model FILE go together")
+    for option in _FILES:
+        if getattr(args, option) and (args.compare or args.against):
+            raise UsageError(f"--{option} does not go with --compare or --against; use --json")
+    if args.compare and args.against:
+        raise UsageError("--compare and --against do not go together")
+
+
+def _bar(args: argparse.Namespace) -> Callable[[int, int], None]:
+    return lambda done, total: args.console.progress(done, total, "runs")
+
+
+def _compare(args: argparse.Namespace) -> int:
+    from tvm_mobilenet.profiling.compare import compare
+
+    found = compare(*args.bundles, threads=args.threads, runs=args.runs, on_run=_bar(args))
+    if args.json:
+        whole, sides = found.whole, {"a": found.a, "b": found.b}
+        rest = {"only_a": found.only_a, "only_b": found.only_b, "notes": found.notes}
+        emit_json("profile-compare", {**sides, "whole": whole, "operators": found.rows(), **rest})
+        return 0
+    rows = found.rows()[: args.top]
+    table = _Table(rows)
+    table.column("LAYER", "name")
+    table.column("KIND", "kind")
+    table.column("A us", "a_us", ".1f")
+    table.column("B us", "b_us", ".1f")
+    table.column("B - A", "difference_us", "+.1f")
+    table.column("A / B", "ratio", ".3f")
+    table.column("FROM", "ratio_low", ".3f")
+    table.column("TO", "ratio_high", ".3f")
+    table.column("P", "p", ".3f")
+    table.column("B IS", "verdict")
+    colour = {"faster": "32", "slower": "31"}
+    table.write({"B IS": [colour.get(row["verdict"]) for row in rows]})
+    _print_rest(args.top, len(found.operators))
+    whole = found.whole
+    lines = [
+        "",
+        f"A is {found.a}, B is {found.b}",
+        f"from end to end: A {whole.a_us:.1f} us, B {whole.b_us:.1f} us, A / B "
+        f"{whole.ratio.value:.3f} ({whole.ratio.low:.3f}-{whole.ratio.high:.3f}): "
+        f"B is {'the same' if whole.verdict == 'same' else whole.verdict}",
+    ]
+    lines += [f"only in A: {name}" for name in found.only_a]
+    lines += [f"only in B: {name}" for name in found.only_b]
+    lines += [f"note: {note}" for note in found.notes]
+    sys.stdout.write("\n".join(lines) + "\n")
+    return 0
+
+
+def _against(args: argparse.Namespace) -> int:
+    from tvm_mobilenet.profiling.peer_nodes import beside_onnxruntime
+
+    args.console.info(f"profiling {args.bundles[0]} and {args.against} in turns")
+    found = beside_onnxruntime(
+        args.bundles[0], args.model, threads=args.threads, runs=args.runs, on_run=_bar(args)
+    )
+    if args.json:
+        fields = dataclasses.fields(found)
+        document = {f.name: getattr(found, f.name) for f in fields if f.name != "layers"}
+        emit_json("profile-against", {**document, "layers": found.rows()})
+        return 0
+    rows = found.rows()
+    table = _Table(rows[: args.top])
+    table.column("LAYER", "name")
+    table.column("KIND", "kind")
+    table.column("OURS us", "ours_us", ".1f")
+    table.column(f"{found.peer.upper()} us", "theirs_us", ".1f")
+    table.column("RATIO", "ratio", ".2f")
+    if args.wide:
+        table.column("THEIR NODES", "their_nodes")
+    table.write({"RATIO": [_ratio_colour(row["ratio"]) for row in rows[: args.top]]})
+    _print_rest(args.top, len(rows))
+    sys.stdout.write(
+        f"\nfrom end to end, without instruments: ours {found.ours_whole_us:.1f} us, "
+        f"{found.peer} {found.version} {found.theirs_whole_us:.1f} us; its nodes sum up to "
+        f"{found.theirs_profiled_us:.1f} us by its own profiler, which counts whole microseconds\n"
+    )
+    return 0
+
+
 def _print_rows(rows: Sequence[dict[str, Any]], *, by: str, wide: bool) -> None:
-    columns: list[tuple[str, list[str], bool]] = []
-
-    def column(header: str, key: str, form: str | None = None) -> None:
-        cells = [_cell(row[key], form) for row in rows]
-        columns.append((header, cells, form is not None))
-
-    column({"layer": "LAYER", "op": "OPERATOR", "kind": "KIND"}[by], "name")
+    table = _Table(rows)
+    table.column({"layer": "LAYER", "op": "OPERATOR", "kind": "KIND"}[by], "name")
     if by != "kind":
-        column("KIND", "kind")
+        table.column("KIND", "kind")
     if by != "layer":
-        column("CALLS", "calls", "d")
-    column("TIME us", "time_us", ".1f")
-    column("SHARE", "share", ".1%")
-    column("SUM", "cumulative_share", ".1%")
-    column("P50", "p50_us", ".1f")
-    column("P90", "p90_us", ".1f")
-    column("FIRST", "first_us", ".1f")
-    column("GFLOP/s", "gflops", ".1f")
-    column("GB/s", "gb_per_s", ".1f")
-    column("FLOP/B", "intensity", ".1f")
-    column("ROOF", "roof_share", ".0%")
-    column("BOUND", "bound")
-    column("THREADS", "threads", "d")
-    column("SCHEDULE", "schedule")
-    column("SOURCE", "source")
+        table.column("CALLS", "calls", "d")
+    table.column("TIME us", "time_us", ".1f")
+    table.column("SHARE", "share", ".1%")
+    table.column("SUM", "cumulative_share", ".1%")
+    table.column("P50", "p50_us", ".1f")
+    table.column("P90", "p90_us", ".1f")
+    table.column("FIRST", "first_us", ".1f")
+    table.column("GFLOP/s", "gflops", ".1f")
+    table.column("GB/s", "gb_per_s", ".1f")
+    table.column("FLOP/B", "intensity", ".1f")
+    table.column("ROOF", "roof_share", ".0%")
+    table.column("BOUND", "bound")
+    table.column("THREADS", "threads", "d")
+    table.column("SCHEDULE", "schedule")
+    table.column("SOURCE", "source")
     if wide:
-        column("MEAN", "mean_us", ".1f")
+        table.column("MEAN", "mean_us", ".1f")
         if by != "kind":
-            column("SHAPE", "shape")
-            column("KNOBS", "knobs")
-        column("ONNX NODES", "onnx_nodes")
-    roofs = [row["roof_share"] for row in rows]
-    _print_columns(columns, {"ROOF": [_colour(roof) for roof in roofs]})
+            table.column("SHAPE", "shape")
+            table.column("KNOBS", "knobs")
+        table.column("ONNX NODES", "onnx_nodes")
+    table.write({"ROOF": [_roof_colour(row["roof_share"]) for row in rows]})
+
+
+def _roof_colour(share: float | None) -> str | None:
+    if share is None:
+        return None
+    return next(code for least, code in _COLOURS if share >= least)
+
+
+def _ratio_colour(ratio: float | None) -> str | None:
+    return None if ratio is None else "32" if ratio >= 1 else "31"
+
+
+class _Table:
+    """An aligned table with colours, on a terminal and without NO_COLOR."""
+
+    def __init__(self, rows: Sequence[dict[str, Any]]) -> None:
+        self._rows = rows
+        self._columns: list[tuple[str, list[str], bool]] = []
+
+    def column(self, header: str, key: str, form: str | None = None) -> None:
+        """Add a column; one with a format goes to the right."""
+        cells = [_cell(row[key], form) for row in self._rows]
+        self._columns.append((header, cells, form is not None))
+
+    def write(self, colours: dict[str, list[str | None]]) -> None:
+        """Print it; `colours` gives ANSI codes, one a row, by header."""
+        painted = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+        finished = []
+        for header, cells, right in self._columns:
+            width = max(map(len, [header, *cells]))
+            padded = [c.rjust(width) if right else c.ljust(width) for c in [header, *cells]]
+            if painted and header in colours:
+                for i, code in enumerate(colours[header], 1):
+                    if code:
+                        padded[i] = f"\x1b[{code}m{padded[i]}\x1b[0m"
+            finished.append(padded)
+        for line in zip(*finished, strict=True):
+            sys.stdout.write("  ".join(line).rstrip() + "\n")
 
 
 def _cell(value: Any, form: str | None) -> str:
@@ -142,28 +289,9 @@ def _cell(value: Any, form: str | None) -> str:
     return format(value, form or "")
 
 
-def _colour(share: float | None) -> str | None:
-    if share is None:
-        return None
-    return next(code for least, code in _COLOURS if share >= least)
-
-
-def _print_columns(
-    columns: Sequence[tuple[str, list[str], bool]], colours: dict[str, list[str | None]]
-) -> None:
-    """An aligned table; `colours` gives ANSI codes by header, for a terminal without NO_COLOR."""
-    painted = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
-    finished = []
-    for header, cells, right in columns:
-        width = max(map(len, [header, *cells]))
-        padded = [c.rjust(width) if right else c.ljust(width) for c in [header, *cells]]
-        if painted and header in colours:
-            for i, code in enumerate(colours[header], 1):
-                if code:
-                    padded[i] = f"\x1b[{code}m{padded[i]}\x1b[0m"
-        finished.append(padded)
-    for line in zip(*finished, strict=True):
-        sys.stdout.write("  ".join(line).rstrip() + "\n")
+def _print_rest(top: int | None, rows: int) -> None:
+    if top and top < rows:
+        sys.stdout.write(f"... {rows - top} more\n")
 
 
 def _print_summary(measured: Profile) -> None:
@@ -179,18 +307,10 @@ def _print_summary(measured: Profile) -> None:
         f"p10 {phases.p10_ms:.3f}, p50 {phases.p50_ms:.3f}, p90 {phases.p90_ms:.3f} ms",
     ]
     if measured.limits:
-        levels = ", ".join(f"{v.name} {v.gb_per_s:.0f}" for v in measured.limits.levels)
-        lines.append(
-            f"this machine on {_count(measured.threads)}: {measured.limits.gflops:.0f} GFLOP/s; "
-            f"GB/s: {levels}"
-        )
+        lines.append(f"this machine on {measured.limits}")
     lines += [f"note: {note}" for note in measured.notes]
     sys.stdout.write("\n".join(lines) + "\n")
 
 
 def _load(seconds: float | None) -> str:
     return "" if seconds is None else f"load {1e3 * seconds:.0f} ms, "
-
-
-def _count(threads: int) -> str:
-    return "1 thread" if threads == 1 else f"{threads} threads"

@@ -50,6 +50,10 @@ class Limits:
     measured_on: str  # date
     quiet: bool  # whether enough CPUs had nothing else to do meanwhile
 
+    def __str__(self) -> str:
+        rates = ", ".join(f"{level.name} {level.gb_per_s:.0f}" for level in self.levels)
+        return f"{_count(self.threads)}: {self.gflops:.0f} GFLOP/s; GB/s: {rates}"
+
     def microseconds(self, size: int, working_set: int) -> dict[str, float]:
         """The least time to move `size` bytes out of a `working_set` that is used over and over.
 
@@ -74,12 +78,15 @@ def cache_file() -> Path:
 
 
 def known(threads: int) -> Limits | None:
-    """The limits kept for this machine, or None: measured with this TVM, on that many threads."""
-    for entry in _read(cache_file()):
-        limits = _from_json(entry)
-        if limits and (limits.cpu, limits.threads) == (machine.cpu_name(), threads):
-            return limits
-    return None
+    """The one of `all_known` on that many threads, or None."""
+    return next((found for found in all_known() if found.threads == threads), None)
+
+
+def all_known() -> list[Limits]:
+    """The limits kept for this machine, measured with this TVM, by number of threads."""
+    entries = map(_from_json, _read(cache_file()))
+    found = [limits for limits in entries if limits and limits.cpu == machine.cpu_name()]
+    return sorted(found, key=lambda limits: limits.threads)
 
 
 def limits(threads: int, *, anew: bool = False, progress: Progress | None = None) -> Limits:

@@ -104,7 +104,7 @@ def sample_operators(
         load_seconds = time.perf_counter() - start
     if runs < 1:
         raise NothingMeasuredError(f"{runs} runs measure nothing; use at least 1")
-    runner = _Runner(bundle, stored_inputs(bundle) if inputs is None else inputs)
+    runner = Runner(bundle, stored_inputs(bundle) if inputs is None else inputs)
     first = runner.timed()
     warm_up = runner.warm_up()
     rows = runner.alternate(runs, progress or (lambda done, total: None))
@@ -121,8 +121,8 @@ def stored_inputs(bundle: Bundle) -> list[np.ndarray]:
     return [sample.inputs[name] for name in names]
 
 
-class _Runner:
-    """The two entries of a bundle with their arguments in place."""
+class Runner:
+    """The two entries of a loaded bundle with their arguments in place."""
 
     def __init__(self, bundle: Bundle, inputs: Sequence[np.ndarray]) -> None:
         import numpy as np
@@ -162,6 +162,7 @@ class _Runner:
         return np.array([start, *self._stamps, end], np.int64)
 
     def warm_up(self) -> np.ndarray:
+        """Nanoseconds of each of the runs until the bundle is warm."""
         import numpy as np
 
         times: list[int] = []
