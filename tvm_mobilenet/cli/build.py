@@ -53,6 +53,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="write the IR after each phase of the compiler into DIR",
     )
     parser.add_argument(
+        "--cc",
+        metavar="COMMAND",
+        help="C++ compiler that links for the target (default for another kind of machine: "
+        "Debian's cross compiler, the ziglang package, the Android NDK)",
+    )
+    parser.add_argument(
         "--exporter",
         choices=("dynamo", "torchscript"),
         default="dynamo",
@@ -93,6 +99,7 @@ def run(args: argparse.Namespace) -> int:
         dump_ir=args.dump_ir,
         mean=args.mean,
         std=args.std,
+        cc=args.cc,
         progress=args.console.info,
         **model_options(args),
     )

@@ -55,6 +55,7 @@ class Compiled:
     """An executable with what it was made from. ``seconds`` is the time in the compiler.
 
     ``kernels``: every function that an operator calls, by its symbol, as it went to the compiler.
+    ``planned``: the network after memory planning, calls of kernels on places in memory.
     """
 
     executable: Any
@@ -62,6 +63,7 @@ class Compiled:
     target: TargetSpec
     operators: tuple[OperatorReport, ...]
     kernels: Mapping[str, tirx.PrimFunc]
+    planned: relax.Function
     seconds: float
 
 
@@ -122,6 +124,7 @@ def compile_model(
                 relax.transform.ComputePrimValue(),
             ]
         )(mod)
+        planned = mod["main"]
         mod = add_timed_entry(mod, target)
         mod = tvm.transform.Sequential(
             [
@@ -138,7 +141,8 @@ def compile_model(
     operators = tuple(
         _report(name, weight_bytes, mod, scheduled, rest, nodes) for name, weight_bytes in order
     )
-    return Compiled(executable, imported, target, operators, kernels, time.perf_counter() - start)
+    seconds = time.perf_counter() - start
+    return Compiled(executable, imported, target, operators, kernels, planned, seconds)
 
 
 class _Dump:

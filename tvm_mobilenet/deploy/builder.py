@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tvm_mobilenet.deploy import device, toolchain
 from tvm_mobilenet.deploy.bundle import check_output, write_bundle
 from tvm_mobilenet.deploy.library import cpu_features, export_library
 from tvm_mobilenet.errors import InputError, ParityError
@@ -46,12 +47,16 @@ class Built:
 
 @dataclass(frozen=True)
 class Proven:
-    """A compiled model, its shared library, and the verdict on it with the samples used."""
+    """A compiled model, its shared library, and the verdict on it with the samples used.
+
+    runner: for another kind of machine, the C++ runner built for it.
+    """
 
     compiled: Compiled
     library: Path
     samples: Sequence[Sample]
     parity: ParityReport
+    runner: device.Runner | None = None
 
 
 def build(
@@ -70,6 +75,7 @@ def build(
     dump_ir: Path | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
+    cc: str | None = None,
     progress: Progress | None = None,
 ) -> Built:
     """Build a model (see `frontend.load_model`) for a target and write the bundle.
@@ -78,6 +84,7 @@ def build(
     threads: how many the bundle runs on unless told otherwise (None: the physical cores).
     logs: directory of tuning records instead of those that come with the package.
     dump_ir: directory for the IR after each compiler phase.
+    cc: the C++ compiler that links, a command (None: see `toolchain.find`).
 
     Raises ParityError, with nothing written, when the compiled code is not equal to PyTorch;
     InputError for a model, target or output that cannot be used; MissingToolError.
@@ -91,6 +98,7 @@ def build(
     check_output(output)
     if threads is not None and threads < 1:
         raise InputError(f"threads must be at least 1, not {threads}")
+    compiler = find_compiler(spec, cc)  # before any long work
     records = applicable(spec, threads or spec.cores, logs)
     say(f"importing {model if isinstance(model, str | Path) else type(model).__name__}")
     imported = frontend.load_model(
@@ -111,6 +119,7 @@ def build(
             threads=threads,
             records=records,
             dump_ir=dump_ir,
+            compiler=compiler,
             progress=say,
         )
         if proven.parity.checked and not proven.parity.passed:
@@ -124,9 +133,15 @@ def build(
             library=proven.library,
             preprocessing=preprocessing,
             threads=threads,
+            runner=proven.runner,
         )
     seconds = time.perf_counter() - start
     return Built(path, proven.compiled, preprocessing, proven.parity, records, seconds)
+
+
+def find_compiler(target: TargetSpec, cc: str | None = None) -> toolchain.Toolchain | None:
+    """What links for a target, see `toolchain.find`; None: this machine's own compiler."""
+    return toolchain.find(target, cc) if cc or toolchain.is_cross(target) else None
 
 
 def preprocessing_of(
@@ -157,9 +172,13 @@ def compile_and_prove(
     threads: int | None = None,
     records: Records | None = None,
     dump_ir: Path | None = None,
+    compiler: toolchain.Toolchain | None = None,
     progress: Progress,
 ) -> Proven:
     """Compile, link to the file `library`, load that very file and judge it.
+
+    For another kind of machine the C++ runner is linked too, of the same object files, and judged
+    under QEMU where that is installed.
 
     records: tuned knobs; None takes every operator's analytic choice.
     inputs: what to judge on; None takes `parity.samples`. Code that this machine cannot run is not
@@ -171,11 +190,22 @@ def compile_and_prove(
 
     # First of all: when the compiler starts TVM's threads, they must not be bound to cores.
     use_threads(choose_threads(preferred=threads), exactly=False)
+    compiler = compiler or find_compiler(target)
     compiled = compile_model(imported, target, records=records, dump_ir=dump_ir, progress=progress)
     progress("linking")
-    export_library(compiled, library)
+    objects = library.parent / "objects"
+    objects.mkdir()
+    export_library(compiled, library, toolchain=compiler, objects=objects)
+    runner = None
+    if compiler is not None and toolchain.is_cross(target):
+        progress("building the runner")
+        runner = device.build_runner(compiled, objects, compiler, library.parent, threads=threads)
     progress("comparing with PyTorch")
     references = evaluate(imported, samples(imported) if inputs is None else inputs)
+    if runner is not None:
+        report = device.prove(runner, target, references)
+        progress(report.summary())
+        return Proven(compiled, library, references, report, runner)
     reason = host.why_not_here(host.architecture(target.mtriple), cpu_features(target))
     if reason:
         report = ParityReport((), 0, not_checked=reason)

@@ -16,6 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tvm_mobilenet.deploy.device import Runner, readme
 from tvm_mobilenet.deploy.library import cpu_features, export_library
 from tvm_mobilenet.errors import InputError
 from tvm_mobilenet.parity.samples import Sample, save_samples
@@ -61,11 +62,13 @@ def write_bundle(
     library: Path | None = None,
     preprocessing: Preprocessing | None = None,
     threads: int | None = None,
+    runner: Runner | None = None,
 ) -> Path:
     """Write a bundle and return its path; an older bundle in that place is replaced at once.
 
     library: what `export_library` made of `compiled`, made here when not given.
     threads: how many the bundle runs on unless told otherwise (None: the physical cores).
+    runner: for another kind of machine, the C++ runner built for it; a README.md goes with it.
 
     Raises InputError for an output that `check_output` refuses or a full disk, with nothing left
     behind and an older bundle as it was.
@@ -83,6 +86,11 @@ def write_bundle(
             if source.is_file():
                 shutil.copyfile(source, staging / "runner" / source.name)
         document = _document(compiled, parity, preprocessing, threads)
+        if runner is not None:
+            (staging / "bin").mkdir()
+            shutil.copy(runner.path, staging / "bin" / "runner")
+            (staging / "README.md").write_text(readme(compiled, parity, path.name), "utf-8")
+            document["tools"]["cross-compiler"] = runner.toolchain
         document["files"] = {
             file.relative_to(staging).as_posix(): {
                 "sha256": manifest.file_digest(file),
