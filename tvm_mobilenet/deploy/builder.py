@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tvm_mobilenet.deploy import device, toolchain
+from tvm_mobilenet.deploy import device, emulate, toolchain
 from tvm_mobilenet.deploy.bundle import check_output, write_bundle
 from tvm_mobilenet.deploy.library import cpu_features, export_library
 from tvm_mobilenet.errors import InputError, ParityError
@@ -193,17 +193,19 @@ def compile_and_prove(
     compiler = compiler or find_compiler(target)
     compiled = compile_model(imported, target, records=records, dump_ir=dump_ir, progress=progress)
     progress("linking")
-    objects = library.parent / "objects"
-    objects.mkdir()
-    export_library(compiled, library, toolchain=compiler, objects=objects)
     runner = None
-    if compiler is not None and toolchain.is_cross(target):
-        progress("building the runner")
-        runner = device.build_runner(compiled, objects, compiler, library.parent, threads=threads)
+    if compiler is None or not toolchain.is_cross(target):
+        export_library(compiled, library, toolchain=compiler)
+    else:
+        with tempfile.TemporaryDirectory(prefix="tvm-mobilenet-") as objects:
+            export_library(compiled, library, toolchain=compiler, objects=Path(objects))
+            progress("building the runner")
+            place = library.with_name("runner")
+            runner = device.build_runner(compiled, Path(objects), compiler, place, threads=threads)
     progress("comparing with PyTorch")
     references = evaluate(imported, samples(imported) if inputs is None else inputs)
     if runner is not None:
-        report = device.prove(runner, target, references)
+        report = emulate.prove(runner.path, target, references)
         progress(report.summary())
         return Proven(compiled, library, references, report, runner)
     reason = host.why_not_here(host.architecture(target.mtriple), cpu_features(target))
