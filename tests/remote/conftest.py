@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,6 @@ import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper, parser
-
-START_SECONDS = 120  # importing TVM on a loaded machine
 
 SMALL = """<ir_version: 10, opset_import: ["" : 18]>
 small (float[1,3,16,16] picture) => (float[1,7] scores, float[1,16] mean) {
@@ -35,7 +33,6 @@ class Running:
     process: subprocess.Popen[str]
     address: str
     log: Path
-    children: list[int] = field(default_factory=list)
 
     def stop(self, number: int = signal.SIGTERM) -> int:
         self.process.send_signal(number)

@@ -1,12 +1,13 @@
-"""`tvm-mobilenet rpc`: TVM's own tracker and server, and what a tracker knows."""
+"""`tvm-mobilenet rpc`: TVM's own tracker and server, what a tracker knows, a server for a board."""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tvm_mobilenet.cli.common import add_json, emit_json, print_table
+from tvm_mobilenet.cli.common import add_json, add_target_argument, emit_json, print_table
 from tvm_mobilenet.errors import UsageError
 
 if TYPE_CHECKING:
@@ -15,18 +16,21 @@ if TYPE_CHECKING:
 
 HELP = (
     "Start TVM's RPC tracker (it knows the devices) or server (a device that runs what it is "
-    "sent), until Ctrl-C or SIGTERM, or list a tracker's devices. TVM's RPC has no authentication "
-    "and no encryption: tracker and server listen on this machine alone unless --host says "
-    "otherwise; reach others through a tunnel."
+    "sent), until Ctrl-C or SIGTERM; list a tracker's devices; or make the package of a server "
+    "for a board without Python. TVM's RPC has no authentication and no encryption: tracker and "
+    "server listen on this machine alone unless --host says otherwise; reach others through a "
+    "tunnel."
 )
 TRACKER_PORT, SERVER_PORT, LOOPBACK = 9190, 9090, "127.0.0.1"
 _LOOPBACKS = ("127.0.0.1", "::1", "localhost")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """rpc tracker|server|devices [--host H] [--port P] [--rpc-tracker H:P] [--rpc-key K] ..."""
+    """rpc tracker|server|devices|package [--host H] [--port P] [--rpc-tracker H:P] ..."""
     parser.add_argument(
-        "action", choices=("tracker", "server", "devices"), help="what to start, or list"
+        "action",
+        choices=("tracker", "server", "devices", "package"),
+        help="what to start, list or make",
     )
     parser.add_argument(
         "--host",
@@ -56,6 +60,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="server: the host by which clients reach it (default: where its registration came "
         "from)",
     )
+    group = parser.add_argument_group("options of package")
+    add_target_argument(parser)
+    group.add_argument(
+        "-o", "--output", type=Path, metavar="DIR", help="the new folder to copy to the board"
+    )
+    group.add_argument("--cc", metavar="COMMAND", help="C++ compiler for the board")
+    group.add_argument(
+        "--runtime",
+        type=Path,
+        metavar="DIR",
+        help="libtvm_runtime.so and libtvm_ffi.so for the board (default: of the packages "
+        "installed here, or of the same versions' wheels, which pip downloads)",
+    )
     add_json(parser)
 
 
@@ -63,6 +80,8 @@ def run(args: argparse.Namespace) -> int:
     """Run the tracker or server until it is stopped, or print the devices."""
     if args.action == "devices":
         return _devices(args)
+    if args.action == "package":
+        return _package(args)
     from tvm_mobilenet.remote import serve
     from tvm_mobilenet.remote.tracker import Address, Tracker
 
@@ -159,6 +178,25 @@ def _devices(args: argparse.Namespace) -> int:
     print_table(("KEY", "DEVICES", "FREE", "BUSY", "PENDING", "ADDRESSES"), rows)
     if not rows:
         args.console.info(f"no device has registered with tracker {address}")
+    return 0
+
+
+def _package(args: argparse.Namespace) -> int:
+    from tvm_mobilenet.remote.native import package_server
+
+    if args.output is None:
+        raise UsageError("'rpc package' needs -o DIR, the folder to make")
+    folder = package_server(
+        args.target, args.output, cc=args.cc, runtime=args.runtime, progress=args.console.info
+    )
+    files = {file.name: file.stat().st_size for file in sorted(folder.iterdir())}
+    if args.json:
+        emit_json("rpc-package", {"folder": folder, "target": args.target, "files": files})
+    else:
+        size = sum(files.values()) / 1e6
+        sys.stdout.write(
+            f"{folder}: TVM's RPC server for {args.target}, {size:.1f} MB; see its README.txt\n"
+        )
     return 0
 
 

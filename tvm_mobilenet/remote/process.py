@@ -92,12 +92,13 @@ class Process:
 
     def _receive(self, what: str, timeout: float) -> Any:
         try:
-            if not self._connection.poll(timeout):
-                self.close()
-                raise OvertimeError(f"no answer to '{what}' within {timeout:.0f} s")
-            done, result = self._connection.recv()
+            answered = self._connection.poll(timeout)
+            done, result = self._connection.recv() if answered else (False, None)
         except (EOFError, OSError) as error:
             raise RemoteError(self._end()) from error
+        if not answered:
+            self.close()
+            raise OvertimeError(f"no answer to '{what}' within {timeout:g} s")
         if not done:
             raise result
         return result
