@@ -11,7 +11,7 @@ import pytest
 
 from tvm_mobilenet.errors import NothingMeasuredError
 
-pytestmark = pytest.mark.rpc
+pytestmark = [pytest.mark.slow, pytest.mark.rpc]
 
 
 def test_operators_are_timed_on_the_device(

@@ -19,7 +19,7 @@ from tvm_mobilenet.cli.common import (
 from tvm_mobilenet.errors import UsageError
 
 if TYPE_CHECKING:
-    from tvm_mobilenet.profiling.profile import Profile
+    from tvm_mobilenet.profiling.profile import Phases, Profile
 
 HELP = (
     "Time every operator of a bundle inside the running network, and compare it with what this "
@@ -70,6 +70,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--model", metavar="FILE", help="with --against: the ONNX file the bundle was built from"
     )
+    group = parser.add_argument_group("on another machine, over TVM's RPC")
+    group.add_argument("--rpc-tracker", metavar="HOST:PORT", help="the tracker that knows it")
+    group.add_argument("--rpc-key", metavar="KEY", help="which kind of device")
+    group.add_argument("--rpc", metavar="HOST:PORT", help="a server, without a tracker")
     group = parser.add_argument_group("files to write")
     group.add_argument("--csv", type=Path, metavar="FILE", help="the rows, all columns")
     group.add_argument("--trace", type=Path, metavar="FILE", help="for Perfetto, chrome://tracing")
@@ -86,21 +90,13 @@ def run(args: argparse.Namespace) -> int:
     if args.against:
         return _against(args)
     from tvm_mobilenet.profiling import exports, html
-    from tvm_mobilenet.profiling.profile import profile
 
     if args.html:
         html.check()
     for option in _FILES:
         if path := getattr(args, option):
             exports.check_writable(path, f"--{option}")
-    measured = profile(
-        args.bundles[0],
-        threads=args.threads,
-        runs=args.runs,
-        limits=not args.no_limits,
-        progress=args.console.info,
-        on_run=_bar(args),
-    )
+    measured = _measure(args)
     if args.csv:
         exports.write_csv(measured, args.csv, args.by)
         args.console.info(f"{args.csv}: {len(measured.rows(args.by))} rows")
@@ -120,6 +116,29 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _measure(args: argparse.Namespace) -> Profile:
+    if args.rpc or args.rpc_tracker:
+        from tvm_mobilenet.profiling.remote import Device, profile_remotely
+
+        return profile_remotely(
+            args.bundles[0],
+            Device(args.rpc, None if args.rpc else args.rpc_tracker, args.rpc_key),
+            threads=args.threads,
+            runs=args.runs,
+            progress=args.console.info,
+        )
+    from tvm_mobilenet.profiling.profile import profile
+
+    return profile(
+        args.bundles[0],
+        threads=args.threads,
+        runs=args.runs,
+        limits=not args.no_limits,
+        progress=args.console.info,
+        on_run=_bar(args),
+    )
+
+
 def _check_arguments(args: argparse.Namespace) -> None:
     wanted = 2 if args.compare else 1
     if len(args.bundles) != wanted:
@@ -130,9 +149,12 @@ def _check_arguments(args: argparse.Namespace) -> None:
         )
     if (args.against is None) != (args.model is None):
         raise UsageError("--against and --model FILE go together")
-    for option in _FILES:
+    for option in (*_FILES, "rpc", "rpc_tracker"):
         if getattr(args, option) and (args.compare or args.against):
-            raise UsageError(f"--{option} does not go with --compare or --against; use --json")
+            flag = option.replace("_", "-")
+            raise UsageError(f"--{flag} does not go with --compare or --against")
+    if args.rpc_tracker and not args.rpc_key and not args.rpc:
+        raise UsageError("--rpc-tracker needs --rpc-key KEY; 'rpc devices' lists the keys")
     if args.compare and args.against:
         raise UsageError("--compare and --against do not go together")
 
@@ -298,12 +320,13 @@ def _print_summary(measured: Profile) -> None:
     whole, phases = measured.reconciliation, measured.phases
     lines = [
         "",
-        f"operators {whole.operators:.1f} us + overhead {whole.overhead:.1f} us = "
+        f"operators {whole.operators:.1f} us"
+        if whole.overhead is None
+        else f"operators {whole.operators:.1f} us + overhead {whole.overhead:.1f} us = "
         f"{whole.timed:.1f} us from end to end; operators explain {whole.explained:.1%}",
         f"without instruments {whole.plain:.1f} us: difference {whole.difference:+.1f} us, "
         f"{whole.difference / whole.plain:+.1%}",
-        f"{_load(phases.load_seconds)}first run {phases.first_ms:.3f} ms, "
-        f"{phases.warm_up_runs} warm-up runs, then {measured.runs} runs: "
+        f"{_before(phases)}{measured.runs} runs: "
         f"p10 {phases.p10_ms:.3f}, p50 {phases.p50_ms:.3f}, p90 {phases.p90_ms:.3f} ms",
     ]
     if measured.limits:
@@ -312,5 +335,9 @@ def _print_summary(measured: Profile) -> None:
     sys.stdout.write("\n".join(lines) + "\n")
 
 
-def _load(seconds: float | None) -> str:
-    return "" if seconds is None else f"load {1e3 * seconds:.0f} ms, "
+def _before(phases: Phases) -> str:
+    """What came before steady state, as far as it is known."""
+    load = "" if phases.load_seconds is None else f"load {1e3 * phases.load_seconds:.0f} ms, "
+    if phases.first_ms is None:
+        return load
+    return f"{load}first run {phases.first_ms:.3f} ms, {phases.warm_up_runs} warm-up runs, then "

@@ -107,16 +107,19 @@ def _names(profile: Profile) -> Iterator[dict[str, Any]]:
 
 def _events(profile: Profile) -> Iterator[dict[str, Any]]:
     samples = profile.samples
-    firsts = [operator.first for operator in profile.operators]
-    entry = max(0.0, samples.first / 1e3 - sum(firsts))  # what the first call spent around them
-    runs = [("first run", entry, firsts, samples.first / 1e3)]
+    runs: list[tuple[str, float, list[float], float]] = []
+    firsts = [operator.first for operator in profile.operators if operator.first is not None]
+    if samples.first is not None:
+        around = max(0.0, samples.first / 1e3 - sum(firsts))  # what the call spent before them
+        runs.append(("first run", around, firsts, samples.first / 1e3))
     for run in range(min(TRACED_RUNS, profile.runs)):
         times = [operator.nanoseconds[run] / 1e3 for operator in samples.operators]
-        runs.append((f"run {run}", samples.entry[run] / 1e3, times, samples.timed[run] / 1e3))
+        around = 0.0 if samples.entry is None else samples.entry[run] / 1e3
+        runs.append((f"run {run}", around, times, samples.timed[run] / 1e3))
     clock = 0.0
-    for name, entry, times, total in runs:
+    for name, before, times, total in runs:
         yield _event(_RUNS_TRACK, name, "run", clock, float(total), {})
-        at = clock + float(entry)
+        at = clock + float(before)
         for operator, time in zip(profile.operators, times, strict=True):
             about = {
                 "symbol": operator.symbol,

@@ -37,7 +37,7 @@ class OperatorSamples:
 
     index: int  # place in the order of execution
     description: Mapping[str, Any]
-    first: int  # in the very first run, when code and weights come from disk
+    first: int | None  # in the very first run, when code and weights come from disk
     nanoseconds: np.ndarray  # (runs,), steady state
 
     @property
@@ -53,7 +53,7 @@ class OperatorSamples:
 
 @dataclass(frozen=True)
 class Samples:
-    """A profiled network: all times in nanoseconds, (runs,) in steady state.
+    """A profiled network: all times in nanoseconds, (runs,) in steady state; None: not known.
 
     ``timed`` = ``entry`` + the operators' sum + ``exit``, run by run. ``plain`` is the time of the
     entry without instruments, from runs in between.
@@ -62,9 +62,9 @@ class Samples:
     operators: tuple[OperatorSamples, ...]
     plain: np.ndarray
     timed: np.ndarray
-    entry: np.ndarray  # from the call until the first operator starts
-    exit: np.ndarray  # from the last operator's end until the call returns
-    first: int  # the very first run from end to end
+    entry: np.ndarray | None  # from the call until the first operator starts
+    exit: np.ndarray | None  # from the last operator's end until the call returns
+    first: int | None  # the very first run from end to end
     warm_up: np.ndarray  # (warm-up runs,)
     threads: int
     load_seconds: float | None  # None: it had been loaded before

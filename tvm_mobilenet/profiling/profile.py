@@ -47,7 +47,7 @@ class OperatorProfile:
     source: str
     knobs: Mapping[str, Any]
     threads: int
-    first: float
+    first: float | None
     time: float
     mean: float
     p50: float
@@ -73,15 +73,15 @@ class Reconciliation:
     """
 
     operators: float
-    entry: float
-    exit: float
+    entry: float | None  # None: only the operators were seen, `timed` is theirs
+    exit: float | None
     timed: float
     plain: float
 
     @property
-    def overhead(self) -> float:
+    def overhead(self) -> float | None:
         """The call itself: checking arguments, entering and leaving the virtual machine."""
-        return self.entry + self.exit
+        return None if self.entry is None or self.exit is None else self.entry + self.exit
 
     @property
     def difference(self) -> float:
@@ -90,8 +90,8 @@ class Reconciliation:
 
     @property
     def explained(self) -> float:
-        """The operators' share of the time from end to end, measured with instruments."""
-        return self.operators / self.timed
+        """The operators' share of the time from end to end."""
+        return self.operators / (self.plain if self.overhead is None else self.timed)
 
 
 @dataclass(frozen=True)
@@ -99,9 +99,9 @@ class Phases:
     """Load, first run, warm-up and steady state, apart."""
 
     load_seconds: float | None  # None: the bundle was loaded before
-    first_ms: float
+    first_ms: float | None
     warm_up_runs: int
-    warm_up_ms: float  # median of the warm-up runs
+    warm_up_ms: float | None  # median of the warm-up runs
     p10_ms: float  # steady state without instruments
     p50_ms: float
     p90_ms: float
@@ -215,7 +215,10 @@ def summarise(
 
     quiet = _quieter_half(samples.timed)
     timed = float(samples.timed[quiet].mean()) / 1e3
-    entry, exit_ = (float(part[quiet].mean()) / 1e3 for part in (samples.entry, samples.exit))
+    entry, exit_ = (
+        None if part is None else float(part[quiet].mean()) / 1e3
+        for part in (samples.entry, samples.exit)
+    )
     kinds = layer_kinds([operator.kind for operator in samples.operators])
     weights = sum(_bytes(o, "weight_bytes") for o in samples.operators)
     operators = tuple(
@@ -232,9 +235,9 @@ def summarise(
     p10, p50, p90 = (float(p) / 1e6 for p in np.percentile(samples.plain, [10, 50, 90]))
     phases = Phases(
         load_seconds=samples.load_seconds,
-        first_ms=samples.first / 1e6,
+        first_ms=None if samples.first is None else samples.first / 1e6,
         warm_up_runs=len(samples.warm_up),
-        warm_up_ms=float(np.median(samples.warm_up)) / 1e6,
+        warm_up_ms=float(np.median(samples.warm_up)) / 1e6 if len(samples.warm_up) else None,
         p10_ms=p10,
         p50_ms=p50,
         p90_ms=p90,
@@ -251,7 +254,7 @@ def summarise(
         target=str(document["target"]["name"]),
         cpu=cpu,
         threads=samples.threads,
-        runs=len(samples.plain),
+        runs=len(samples.timed),
         operators=operators,
         reconciliation=reconciliation,
         phases=phases,
@@ -310,7 +313,7 @@ def _operator(
         source=str(described["source"]),
         knobs=described["knobs"],
         threads=used,
-        first=samples.first / 1e3,
+        first=None if samples.first is None else samples.first / 1e3,
         time=time,
         mean=float(microseconds.mean()),
         p50=float(p50),
@@ -342,6 +345,7 @@ def _row(
     time, flops, moved = (
         sum(getattr(operator, name) for operator in group) for name in ("time", "flops", "bytes")
     )
+    firsts = [operator.first for operator in group]
     roofs = [operator.roof for operator in group if operator.roof is not None]
     least = sum(r.microseconds for r in roofs) if len(roofs) == len(group) else None
     single = by == "layer"
@@ -353,7 +357,7 @@ def _row(
         "shape": None if by == "kind" else head.shape,
         "onnx_nodes": [node for operator in group for node in operator.onnx_nodes],
         "calls": len(group),
-        "first_us": sum(operator.first for operator in group),
+        "first_us": None if None in firsts else sum(filter(None, firsts)),
         "time_us": time,
         "mean_us": sum(operator.mean for operator in group),
         "p50_us": percentiles[0],

@@ -252,16 +252,16 @@ function smallTables() {
   const whole = data.reconciliation, phases = data.phases;
   fill("reconciliation", [
     ["operators", micro(whole.operators_us)],
-    ["entering and leaving the network", micro(whole.entry_us + whole.exit_us)],
-    ["with instruments, from end to end", micro(whole.with_instruments_us), true],
-    ["without instruments", micro(whole.without_instruments_us)],
+    ["entering and leaving the network", whole.entry_us === null ? "not seen" : micro(whole.entry_us + whole.exit_us)],
+    ["with instruments", micro(whole.with_instruments_us), true],
+    ["without instruments, from end to end", micro(whole.without_instruments_us)],
     ["difference: the instruments", `${micro(whole.difference_us)} (${percent(whole.difference_us / whole.without_instruments_us)})`],
     ["explained by operators", percent(whole.explained), true],
   ]);
   fill("phases", [
     ["load", phases.load_seconds === null ? "loaded before" : `${number(1000 * phases.load_seconds, 0)} ms`],
-    ["first run", `${number(phases.first_ms, 3)} ms`],
-    [`warm-up, median of ${phases.warm_up_runs}`, `${number(phases.warm_up_ms, 3)} ms`],
+    ["first run", phases.first_ms === null ? "not known" : `${number(phases.first_ms, 3)} ms`],
+    [`warm-up, median of ${phases.warm_up_runs}`, phases.warm_up_ms === null ? "not known" : `${number(phases.warm_up_ms, 3)} ms`],
     ["steady, p10", `${number(phases.p10_ms, 3)} ms`],
     ["steady, p50", `${number(phases.p50_ms, 3)} ms`, true],
     ["steady, p90", `${number(phases.p90_ms, 3)} ms`],
