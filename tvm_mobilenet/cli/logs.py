@@ -157,6 +157,7 @@ def _check(args: argparse.Namespace) -> int:
 
     from tvm_mobilenet.profiling import machine
     from tvm_mobilenet.tuning import maintain
+    from tvm_mobilenet.tuning.device import Local
     from tvm_mobilenet.tuning.records import directory_of
     from tvm_mobilenet.tuning.tune import local_measurer, local_target
 
@@ -167,6 +168,7 @@ def _check(args: argparse.Namespace) -> int:
             path,
             target,
             measurer,
+            Local(cpus),
             threads=len(cpus),
             sample=args.sample,
             seed=args.seed,

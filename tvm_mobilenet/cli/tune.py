@@ -65,6 +65,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--seed", type=int, default=0, help="same seed, same candidates (default: %(default)s)"
     )
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write the table as CSV as well")
+    group = parser.add_argument_group("measuring on other devices")
+    group.add_argument(
+        "--rpc-tracker",
+        metavar="HOST:PORT",
+        help="the RPC tracker whose devices measure ('rpc tracker' starts one)",
+    )
+    group.add_argument(
+        "--rpc-key", metavar="KEY", help="which of its devices: all of this key, in parallel"
+    )
     add_model_arguments(parser)
     add_json(parser)
 
@@ -91,6 +100,8 @@ def run(args: argparse.Namespace) -> int:
         seconds=args.budget,
         logs=args.logs,
         threads=args.threads,
+        rpc_tracker=args.rpc_tracker,
+        rpc_key=args.rpc_key,
         seed=args.seed,
         info=args.console.info,
         warn=args.console.warn,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tvm_mobilenet.tuning import check, network
+from tvm_mobilenet.tuning.check import Job
 from tvm_mobilenet.tuning.network import Network
 from tvm_mobilenet.tuning.records import InNetwork
 from tvm_mobilenet.tuning.search import TaskSearch
@@ -20,6 +21,7 @@ from tvm_mobilenet.tuning.task import Candidate
 if TYPE_CHECKING:
     from tvm_mobilenet.frontend import ImportedModel
     from tvm_mobilenet.targets import TargetSpec
+    from tvm_mobilenet.tuning.device import Device
 
 FINALISTS = 3  # candidates of an operator that are tried inside the network
 # A finalist may be this much slower than the analytic choice alone: the network may like it better.
@@ -52,11 +54,11 @@ class Finalists:
         imported: ImportedModel,
         label: str,
         target: TargetSpec,
-        cpus: Sequence[int],
+        device: Device,
         info: Callable[[str], None],
         warn: Callable[[str], None],
     ) -> None:
-        self._imported, self._label, self._target, self._cpus = imported, label, target, cpus
+        self._imported, self._label, self._target, self._device = imported, label, target, device
         self._info, self._warn = info, warn
         self._folder = tempfile.TemporaryDirectory(prefix="tvm-mobilenet-tune-")
         self._baseline: Network | None = None
@@ -89,7 +91,7 @@ class Finalists:
                 )
             )
         self._info(f"timing every operator inside {len(networks)} networks")
-        times = network.time_operators(networks, self._imported, self._cpus)
+        times = network.time_operators(networks, self._imported, self._device)
         counts = {search.task.operator: search.task.count for search in searches}
         chosen: dict[str, Candidate] = {}
         inside: dict[str, InNetwork] = {}
@@ -110,7 +112,7 @@ class Finalists:
         while chosen:
             self._info(f"racing the network, {len(chosen)} operators tuned, against the analytic")
             tuned = self._compile(chosen)
-            race = network.time_networks([baseline, tuned], self._imported, self._cpus)
+            race = network.time_networks([baseline, tuned], self._imported, self._device)
             if network.ratio(race[0], race[1]).value >= 1.0:
                 return race, chosen
             # who gained least goes first: that gain is the least certain
@@ -127,9 +129,10 @@ class Finalists:
         if not work:
             return {}, []
         self._info(f"checking the numbers of {len(work)} finalists")
+        jobs = [Job(t.operator, c.rule.name, c.knobs, self._target) for t, c in work]
         sound: dict[str, list[Candidate]] = {}
         faults = []
-        for (task, candidate), fault in zip(work, check.faults(work, self._target), strict=True):
+        for (task, candidate), fault in zip(work, check.faults(jobs, self._device), strict=True):
             if fault is None:
                 sound.setdefault(task.operator, []).append(candidate)
             else:

@@ -15,6 +15,7 @@ from tvm_mobilenet.tuning.store import MEASURED, MeasuredLog
 
 if TYPE_CHECKING:
     from tvm_mobilenet.targets import TargetSpec
+    from tvm_mobilenet.tuning.device import Device
     from tvm_mobilenet.tuning.measure import Measurer
 
 
@@ -152,6 +153,7 @@ def check(
     path: Path,
     target: TargetSpec,
     measurer: Measurer,
+    device: Device,
     *,
     threads: int,
     sample: int,
@@ -186,7 +188,9 @@ def check(
         work.append((task, Candidate(rule, rule.knobs_class(**record.knobs)), record))
     if work:
         info(f"checking the numbers and the times of {len(work)} records")
-        faults = numbers.faults([(task, candidate) for task, candidate, _ in work], target)
+        faults = numbers.faults(
+            [numbers.Job(t.operator, c.rule.name, c.knobs, target) for t, c, _ in work], device
+        )
         kernels = [
             c.rule.build(task.spec, c.knobs)
             for task, candidate, _ in work

@@ -153,6 +153,20 @@ def local_runner(cpus: Sequence[int], timeout: float = RUN_TIMEOUT) -> Any:
     )
 
 
+def remote_runner(tracker: str, key: str, threads: int, on_loss: Callable[[str], None]) -> Any:
+    """Every device of a key at an RPC tracker; see `remote.runner`."""
+    from tvm_mobilenet.remote.runner import runner
+
+    return runner(
+        tracker,
+        key,
+        timeout_sec=RUN_TIMEOUT,
+        threads=threads,
+        evaluator_config=ms.runner.EvaluatorConfig(number=1, repeat=REPEATS, min_repeat_ms=0),
+        on_loss=on_loss,
+    )
+
+
 def pin(cpus: Sequence[int]) -> None:
     """Run this process, and TVM's threads in it, on the given CPUs only."""
     import os

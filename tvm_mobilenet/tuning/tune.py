@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import torch
 
     from tvm_mobilenet.targets import TargetSpec
+    from tvm_mobilenet.tuning.device import Remote
     from tvm_mobilenet.tuning.measure import Measurer
     from tvm_mobilenet.tuning.report import Outcome
 
@@ -33,6 +34,8 @@ def tune(
     seconds: float | None = None,
     logs: Path | None = None,
     threads: int | None = None,
+    rpc_tracker: str | None = None,
+    rpc_key: str | None = None,
     seed: int = 0,
     info: Callable[[str], None] = lambda message: None,
     warn: Callable[[str], None] = lambda message: None,
@@ -44,27 +47,42 @@ def tune(
     options: those of `frontend.load_model` (alpha, resolution, batch, classes, weights, exporter).
     trials: candidates in all, those of earlier runs included. seconds: for the whole run, the
     finalists' race included. Neither: DEFAULT_SECONDS. threads: how many the records are for
-    (None: the target's cores, at most those of this machine).
+    (None: the target's cores, at most those of this machine). rpc_tracker, rpc_key: measure on
+    the devices of that key at the tracker "HOST:PORT" instead of on this machine.
 
     Raises InputError for a model, target or directory that cannot be used or a target whose code
     cannot run here; NothingMeasuredError when not one candidate could be measured.
     """
-    from tvm_mobilenet import frontend
+    from tvm_mobilenet import frontend, targets
     from tvm_mobilenet.profiling import machine
+    from tvm_mobilenet.tuning.device import Local, Remote
 
     if trials is not None and trials < 1:
         raise UsageError(f"--trials {trials}: at least 1 is needed")
     if trials is None and seconds is None:
         seconds = DEFAULT_SECONDS
-    spec, cpus = local_target(target, threads)
-    place = Place(spec, setting_of(spec, len(cpus), machine.cpu_name()), logs or SHIPPED)
+    if (rpc_tracker is None) != (rpc_key is None):
+        raise UsageError("--rpc-tracker and --rpc-key go together")
+    device: Local | Remote
+    if rpc_tracker is None or rpc_key is None:
+        spec, cpus = local_target(target, threads)
+        name, device = machine.cpu_name(), Local(cpus)
+    else:
+        spec = targets.load(target)
+        spec = dataclasses.replace(spec, cores=threads or spec.cores)
+        name, device = f"RPC key {rpc_key}", Remote(rpc_tracker, rpc_key, spec.cores, _linker(spec))
+    place = Place(spec, setting_of(spec, spec.cores, name), logs or SHIPPED)
     _check_writable(place.directory)
     info(f"importing {model if isinstance(model, str | Path) else type(model).__name__}")
     imported = frontend.load_model(model, **options)
     info("starting the builder and the runner")
     label = _label(imported.name, options)
-    measurer = local_measurer(spec, cpus)
-    with closing(measurer), Finalists(imported, label, spec, cpus, info, warn) as finalists:
+    measurer = (
+        local_measurer(spec, device.cpus)
+        if isinstance(device, Local)
+        else _remote_measurer(spec, device, warn)
+    )
+    with closing(measurer), Finalists(imported, label, spec, device, info, warn) as finalists:
         session = Session(
             imported, label, place, measurer, seed=seed, info=info, warn=warn, progress=progress
         )
@@ -99,6 +117,21 @@ def local_measurer(target: TargetSpec, cpus: tuple[int, ...]) -> Measurer:
     from tvm_mobilenet.tuning.measure import LibraryBuilder, Measurer, local_runner
 
     return Measurer(LibraryBuilder(_usable_cores()), local_runner(cpus), target)
+
+
+def _remote_measurer(target: TargetSpec, device: Remote, warn: Callable[[str], None]) -> Measurer:
+    """Builds on every core of this machine, measures on every device of the key."""
+    from tvm_mobilenet.tuning.measure import LibraryBuilder, Measurer, remote_runner
+
+    runner = remote_runner(device.tracker, device.key, device.threads, warn)
+    return Measurer(LibraryBuilder(_usable_cores(), device.compiler), runner, target)
+
+
+def _linker(target: TargetSpec) -> Any:
+    """What links for a target: None for this kind of machine."""
+    from tvm_mobilenet.deploy.toolchain import find, is_cross
+
+    return find(target).link_library if is_cross(target) else None
 
 
 def _refuse_foreign(target: TargetSpec) -> None:
