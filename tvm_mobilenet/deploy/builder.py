@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import torch
 
     from tvm_mobilenet.compiler_pass.pipeline import Compiled
+    from tvm_mobilenet.compiler_pass.schedule_rest import Traces
     from tvm_mobilenet.frontend import ImportedModel
     from tvm_mobilenet.frontend.export import Exporter
     from tvm_mobilenet.imaging import Preprocessing
@@ -118,6 +119,7 @@ def build(
             Path(folder) / manifest.LIBRARY,
             threads=threads,
             records=records,
+            traces=records.trace,
             dump_ir=dump_ir,
             compiler=compiler,
             progress=say,
@@ -171,6 +173,7 @@ def compile_and_prove(
     inputs: Sequence[Mapping[str, np.ndarray]] | None = None,
     threads: int | None = None,
     records: Records | None = None,
+    traces: Traces | None = None,
     dump_ir: Path | None = None,
     compiler: toolchain.Toolchain | None = None,
     progress: Progress,
@@ -180,7 +183,7 @@ def compile_and_prove(
     For another kind of machine the C++ runner is linked too, of the same object files, and judged
     under QEMU where that is installed.
 
-    records: tuned knobs; None takes every operator's analytic choice.
+    records, traces: see `compile_model`; None takes the analytic choice, the fallback.
     inputs: what to judge on; None takes `parity.samples`. Code that this machine cannot run is not
     judged, and the report says so; the reference's outputs are worked out all the same, for the
     device.
@@ -191,7 +194,9 @@ def compile_and_prove(
     # First of all: when the compiler starts TVM's threads, they must not be bound to cores.
     use_threads(choose_threads(preferred=threads), exactly=False)
     compiler = compiler or find_compiler(target)
-    compiled = compile_model(imported, target, records=records, dump_ir=dump_ir, progress=progress)
+    compiled = compile_model(
+        imported, target, records=records, traces=traces, dump_ir=dump_ir, progress=progress
+    )
     progress("linking")
     runner = None
     if compiler is None or not toolchain.is_cross(target):

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,6 +63,17 @@ class Toolchain:
         if done.returncode != 0:
             raise InputError(f"{' '.join(self.command)}: does not run ({done.stderr.strip()})")
         return (done.stdout.splitlines() or ["?"])[0]
+
+    def problem(self) -> str:
+        """Why it cannot link a C++ program, found by trying; "" when it can."""
+        with tempfile.TemporaryDirectory(prefix="tvm-mobilenet-") as folder:
+            source = Path(folder) / "trial.cc"
+            source.write_text("#include <vector>\nint main() { return std::vector<int>(1)[0]; }\n")
+            try:
+                self.run("-std=c++17", source, "-o", source.with_suffix(""))
+            except InputError as error:
+                return str(error)
+        return ""
 
 
 def is_cross(target: TargetSpec) -> bool:
