@@ -91,14 +91,16 @@ class Process:
             self._process = None
 
     def _receive(self, what: str, timeout: float) -> Any:
+        reply: tuple[bool, Any] | None = None
         try:
-            answered = self._connection.poll(timeout)
-            done, result = self._connection.recv() if answered else (False, None)
+            if self._connection.poll(timeout):
+                reply = self._connection.recv()
         except (EOFError, OSError) as error:
             raise RemoteError(self._end()) from error
-        if not answered:
+        if reply is None:
             self.close()
             raise OvertimeError(f"no answer to '{what}' within {timeout:g} s")
+        done, result = reply
         if not done:
             raise result
         return result
