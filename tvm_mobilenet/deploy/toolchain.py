@@ -95,7 +95,7 @@ def find(target: TargetSpec, cc: str | None = None) -> Toolchain:
     gnu = _GNU.get(architecture)
     if gnu and (path := shutil.which(f"{gnu}-g++")):
         return Toolchain((path,), "Debian's cross compiler")
-    if architecture in _ZIG and importlib.util.find_spec("ziglang"):
+    if architecture in _ZIG and _has_zig():
         zig = (sys.executable, "-m", "ziglang", "c++", "-target", _ZIG[architecture])
         return Toolchain(zig, "the ziglang package", _zig_flags(target))
     if gnu is None:
@@ -105,6 +105,10 @@ def find(target: TargetSpec, cc: str | None = None) -> Toolchain:
         f"no C++ compiler for {target.name} ({target.mtriple}); run: apt-get install {package}"
         + (" (or: pip install ziglang)" if architecture in _ZIG else "")
     )
+
+
+def _has_zig() -> bool:
+    return importlib.util.find_spec("ziglang") is not None
 
 
 def _zig_flags(target: TargetSpec) -> tuple[str, ...]:
