@@ -54,7 +54,8 @@ class Scheduled:
     """A scheduled operator. ``source`` is ``tuned``, ``analytic`` or ``fallback``.
 
     ``pack_weight(weight, argument)`` packs the weight at a position of the call (one of
-    ``spec.weight_arguments``) as ``function`` reads it. ``note`` says why a tuning record that there is was not applied.
+    ``spec.weight_arguments``) as ``function`` reads it. ``note`` says why a tuning record that
+    there is was not applied.
     """
 
     function: tirx.PrimFunc
@@ -86,13 +87,17 @@ def rules_for(target: TargetSpec) -> Sequence[Rule]:
     if target.mtriple.startswith(("aarch64", "arm")):
         from . import arm
 
-        return arm.RULES
+        return arm.RULES_AARCH64 if target.mtriple.startswith("aarch64") else arm.RULES_ARMV7
     raise NotImplementedError(f"no schedules for {target.mtriple}")
 
 
-def takes(spec: Spec, target: TargetSpec) -> bool:
-    """Whether a rule of the target takes ``spec``: only for fused operators may none."""
-    return any(rule.takes(spec, target) for rule in rules_for(target))
+def joins(spec: Spec, target: TargetSpec) -> bool:
+    """Whether two operators are better one, ``spec``: a rule takes it and says that it ``pays``."""
+    return any(
+        rule.takes(spec, target) and rule.pays(spec, target)
+        for rule in rules_for(target)
+        if hasattr(rule, "pays")
+    )
 
 
 def schedule(spec: Spec, target: TargetSpec, records: Records | None = None) -> Scheduled:

@@ -7,6 +7,8 @@ edge tiles with other code than inner tiles, ragged vector tails, and prefetch o
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, TypeAlias
 
 from tvm import tirx
@@ -72,12 +74,36 @@ def activate(x: Expr, activation: Activation, width: int) -> Expr:
     return constant(1.0, width) / (constant(1.0, width) + T.exp(constant(0.0, width) - x))
 
 
+_NATIVE_BOUNDS: ContextVar[bool] = ContextVar("native_bounds", default=False)
+
+
+@contextmanager
+def native_bounds() -> Iterator[None]:
+    """Kernels written inside take bounds by LLVM's ``maximum`` and ``minimum``, which let NaN pass.
+
+    They are one instruction on ARM, where ``max(bound, x)`` is a comparison and a selection; on
+    x86 it is the other way round.
+    """
+    token = _NATIVE_BOUNDS.set(True)
+    try:
+        yield
+    finally:
+        _NATIVE_BOUNDS.reset(token)
+
+
 def _clip(x: Expr, lower: float, upper: float, width: int) -> Expr:
     if lower != float("-inf"):
-        x = T.max(constant(lower, width), x)
+        x = _bound("maximum", lower, x, width)
     if upper != float("inf"):
-        x = T.min(constant(upper, width), x)
+        x = _bound("minimum", upper, x, width)
     return x
+
+
+def _bound(name: str, bound: float, x: Expr, width: int) -> Expr:
+    if _NATIVE_BOUNDS.get():
+        dtype = "float32" if width == 1 else f"float32x{width}"
+        return T.call_llvm_pure_intrin(dtype, f"llvm.{name}", constant(bound, width), x)
+    return {"maximum": T.max, "minimum": T.min}[name](constant(bound, width), x)
 
 
 class Registers:
@@ -104,6 +130,10 @@ class Registers:
     def __setitem__(self, key: Hashable, value: Expr) -> None:
         buffer, index = self._vectors[key]
         T.buffer_store(buffer, value, [index])
+
+    def address(self, key: Hashable) -> Expr:
+        """Where the vector lies, for a function that LLVM inlines: it stays a register then."""
+        return T.address_of(self._vectors[key][0][0])
 
 
 def loop(extent: int, body: Callable[[Expr], None], *, parallel: bool = False) -> None:

@@ -317,7 +317,15 @@ Spec: TypeAlias = (
 )
 _CLASSES: Mapping[str, type] = {
     cls.__name__: cls
-    for cls in (ConvSpec, SeparableSpec, DenseSpec, PoolSpec, ScaleSpec, ElementwiseSpec, LayoutSpec)
+    for cls in (
+        ConvSpec,
+        SeparableSpec,
+        DenseSpec,
+        PoolSpec,
+        ScaleSpec,
+        ElementwiseSpec,
+        LayoutSpec,
+    )
 }
 
 

@@ -25,12 +25,15 @@ NATIVE = "native"
 
 @dataclasses.dataclass(frozen=True)
 class TargetSpec:
-    """One device. Every field but `source` is a key of its TOML file; none may be left out.
+    """One device. Every field but `source` is a key of its TOML file.
 
     Cache sizes are what one core can use, its own or shared (`l3_kib` 0: there is none).
     `vector_bits` is the widest float vector that code for this target may use,
     `vector_registers` how many of them the instruction set names, `fma_units` how many
     multiply-adds of that width one core starts in a cycle.
+
+    Keys with a default may be left out. `cores` counts only cores of this kind: where a chip has
+    two kinds, `affinity` has the operating system's numbers of these (empty: no thread is bound).
     """
 
     name: str
@@ -48,6 +51,12 @@ class TargetSpec:
     l2_kib: int
     l3_kib: int
     source: str  # the file it was read from, or "detected"
+    issue_width: int = 0  # instructions that a core starts in a cycle; 0: not known
+    in_order: bool = False  # a core that waits for each instruction's operands in program order
+    lacks: tuple[str, ...] = ()  # LLVM's names of features that code must not use here
+    affinity: tuple[int, ...] = ()
+    qemu_cpu: str = ""  # what QEMU's -cpu takes: no instruction beyond this core's; "": none
+    mca_cpu: str = ""  # llvm-mca's nearest model of the core; "": its own, mcpu
 
     @property
     def lanes(self) -> int:
@@ -63,27 +72,38 @@ class TargetSpec:
             raise InputError(
                 f"{self.source}: mcpu: LLVM has no CPU '{self.mcpu}' for {self.mtriple}"
             )
-        return tvm.target.Target(
-            {
-                "kind": self.kind,
-                "mtriple": self.mtriple,
-                "mcpu": self.mcpu,
-                "mattr": list(self.mattr),
-                "num-cores": self.cores,
-            }
-        )
+        core = {"kind": self.kind, "mtriple": self.mtriple, "mcpu": self.mcpu}
+        if self.mtriple.endswith("hf"):  # floats are passed in NEON registers
+            core["mfloat-abi"] = "hard"
+        if not self.mtriple.startswith(("x86_64", "i686")) and self.mcpu != "generic":
+            # LLVM would compile what the core lacks without a word
+            has = {str(name) for name in codegen.llvm_get_cpu_features(tvm.target.Target(core))}
+            for attribute in self.mattr:
+                if attribute.startswith("+") and attribute[1:] not in has:
+                    raise InputError(f"{self.source}: mattr: {self.mcpu} has no {attribute[1:]}")
+        return tvm.target.Target({**core, "mattr": list(self.mattr), "num-cores": self.cores})
 
     def to_toml(self) -> str:
         """The text of this device's TOML file."""
         lines = []
         for key in _KEYS:
-            value = getattr(self, key)
-            text = f"[{', '.join(map(_quoted, value))}]" if isinstance(value, tuple) else value
-            lines.append(f"{key} = {_quoted(value) if isinstance(value, str) else text}\n")
+            lines.append(f"{key} = {_toml(getattr(self, key))}\n")
         return "".join(lines)
 
 
 _KEYS = {f.name: f.type for f in dataclasses.fields(TargetSpec) if f.name != "source"}
+_DEFAULTS = {
+    f.name: f.default
+    for f in dataclasses.fields(TargetSpec)
+    if f.default is not dataclasses.MISSING
+}
+_WANTED = {
+    "str": "a string",
+    "int": "a whole number",
+    "bool": "true or false",
+    "tuple[int, ...]": "a list of whole numbers",
+    "tuple[str, ...]": "a list of strings",
+}
 
 
 def names() -> list[str]:
@@ -114,8 +134,15 @@ def detect() -> TargetSpec:
     return detect_native()
 
 
-def _quoted(text: str) -> str:
-    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+def _toml(value: Any) -> str:
+    """A value as TOML text."""
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(_toml, value))}]"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    return str(value)
 
 
 def _from_toml(file: TomlFile) -> TargetSpec:
@@ -131,17 +158,17 @@ def _from_toml(file: TomlFile) -> TargetSpec:
 
 def _value(file: TomlFile, key: str, annotation: Any) -> Any:
     if key not in file.table:
+        if key in _DEFAULTS:
+            return _DEFAULTS[key]
         raise file.error(key, "this key is missing")
     value = file.table[key]
-    if annotation == "str" and isinstance(value, str):
+    if annotation.startswith("tuple") and isinstance(value, list):
+        kind = str if "str" in annotation else int
+        if all(type(item) is kind for item in value):
+            return tuple(value)
+    elif type(value).__name__ == annotation:
         return value
-    if annotation == "int" and isinstance(value, int) and not isinstance(value, bool):
-        return value
-    strings = isinstance(value, list) and all(isinstance(item, str) for item in value)
-    if annotation == "tuple[str, ...]" and strings:
-        return tuple(value)
-    wanted = {"str": "a string", "int": "a whole number"}.get(annotation, "a list of strings")
-    raise file.error(key, f"must be {wanted}, not {value!r}")
+    raise file.error(key, f"must be {_WANTED[annotation]}, not {value!r}")
 
 
 def _check(file: TomlFile, spec: TargetSpec) -> None:
@@ -153,10 +180,17 @@ def _check(file: TomlFile, spec: TargetSpec) -> None:
     for attribute in spec.mattr:
         if not re.fullmatch(r"[+-][a-z0-9._-]+", attribute):
             raise file.error("mattr", f"'{attribute}' must be +feature or -feature")
+        if attribute.startswith("+") and attribute[1:] in spec.lacks:
+            raise file.error("mattr", f"{spec.name} lacks {attribute[1:]}")
     if spec.vector_bits not in (128, 256, 512):
         raise file.error("vector_bits", f"must be 128, 256 or 512, not {spec.vector_bits}")
     for key in ("cores", "vector_registers", "fma_units", "l1d_kib", "l1d_ways", "l2_kib"):
         if getattr(spec, key) < 1:
             raise file.error(key, "must be at least 1")
-    if spec.l3_kib < 0:
-        raise file.error("l3_kib", "must be at least 0")
+    for key in ("l3_kib", "issue_width"):
+        if getattr(spec, key) < 0:
+            raise file.error(key, "must be at least 0")
+    if any(cpu < 0 for cpu in spec.affinity):
+        raise file.error("affinity", "the numbers of CPUs must be at least 0")
+    if spec.affinity and len(set(spec.affinity)) != spec.cores:
+        raise file.error("affinity", f"must name as many CPUs as there are cores, {spec.cores}")

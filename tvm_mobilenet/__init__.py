@@ -14,8 +14,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tvm_mobilenet import targets
-    from tvm_mobilenet.api import bench, build, cost, export, load, validate
+    from tvm_mobilenet import deploy, targets
+    from tvm_mobilenet.api import bench, build, cost, export, load, profile, validate
     from tvm_mobilenet.runtime import Bundle
 
     __version__: str
@@ -26,8 +26,10 @@ __all__ = [
     "bench",
     "build",
     "cost",
+    "deploy",
     "export",
     "load",
+    "profile",
     "targets",
     "validate",
 ]
@@ -40,8 +42,8 @@ def __getattr__(name: str) -> Any:
         from importlib.metadata import version
 
         return version("tvm-mobilenet")
-    if name == "targets":
-        return importlib.import_module("tvm_mobilenet.targets")
+    if name in ("deploy", "targets"):  # deploy is a package that can be called
+        return importlib.import_module(f"tvm_mobilenet.{name}")
     if name in __all__:
         return getattr(importlib.import_module("tvm_mobilenet.api"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -28,8 +28,10 @@ if TYPE_CHECKING:
     from tvm_mobilenet.models.cost import Cost
     from tvm_mobilenet.parity import ParityReport
     from tvm_mobilenet.profiling.bench import BenchReport
+    from tvm_mobilenet.profiling.profile import Profile
+    from tvm_mobilenet.remote.deploy import Deployment
 
-__all__ = ["Bundle", "bench", "build", "cost", "export", "load", "validate"]
+__all__ = ["Bundle", "bench", "build", "cost", "deploy", "export", "load", "profile", "validate"]
 
 Progress = Callable[[str], None]
 
@@ -197,3 +199,20 @@ def bench(models: str | Path | Sequence[str | Path], **options: Any) -> BenchRep
     from tvm_mobilenet.profiling.bench import bench
 
     return bench([models] if isinstance(models, str | Path) else models, **options)
+
+
+def deploy(bundle: str | Path, **options: Any) -> Deployment:
+    """Prove and time a bundle on another machine over RPC; see `remote.deploy.deploy`."""
+    from tvm_mobilenet.remote.deploy import deploy
+
+    return deploy(bundle, **options)
+
+
+def profile(bundle: Bundle | str | Path, **options: Any) -> Profile:
+    """Time per operator of a bundle, against this machine's limits; `.rows()` gives flat rows.
+
+    See `profiling.profile.profile` for the options.
+    """
+    from tvm_mobilenet.profiling.profile import profile
+
+    return profile(bundle, **options)

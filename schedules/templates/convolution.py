@@ -52,7 +52,7 @@ class ConvKnobs:
 
 
 @dataclass(frozen=True)
-class _Problem:
+class Problem:
     """A ConvSpec or DenseSpec reduced to what the loop nest needs (element strides, no layouts)."""
 
     batch: int
@@ -99,10 +99,10 @@ def _flat(pixels: int, tile: int, row_tiles: int) -> tuple[int, list[RowGroup], 
     return row, groups, columns
 
 
-def problem_of(spec: ConvSpec | DenseSpec, knobs: ConvKnobs) -> _Problem:
+def problem_of(spec: ConvSpec | DenseSpec, knobs: ConvKnobs) -> Problem:
     if isinstance(spec, DenseSpec):
         row, groups, columns = _flat(spec.batch, knobs.pixels, knobs.row_tiles)
-        return _Problem(
+        return Problem(
             batch=1,
             in_blocks=tuple(channel_blocks(spec.in_features, spec.lanes)),
             out_blocks=tuple(channel_blocks(spec.out_features, spec.lanes)),
@@ -138,7 +138,7 @@ def problem_of(spec: ConvSpec | DenseSpec, knobs: ConvKnobs) -> _Problem:
         ]
         groups = row_groups(spec.out_height, **axes[0])
         columns = [column_runs(spec.out_width, knobs.pixels, **axes[1])] * len(groups)
-    return _Problem(
+    return Problem(
         batch=spec.batch,
         in_blocks=tuple(channel_blocks(spec.in_channels, in_lanes)),
         out_blocks=tuple(channel_blocks(spec.out_channels, spec.lanes)),
@@ -173,8 +173,13 @@ def pack_weight(
     return np.concatenate(panels)
 
 
-def build(spec: ConvSpec | DenseSpec, knobs: ConvKnobs) -> tirx.PrimFunc:
-    """The PrimFunc ``(input, packed weight, bias[, residual], output)``."""
+def build(
+    spec: ConvSpec | DenseSpec, knobs: ConvKnobs, nest: type[Nest] | None = None
+) -> tirx.PrimFunc:
+    """The PrimFunc ``(input, packed weight, bias[, residual], output)``.
+
+    ``nest`` is a variant of the loop nest, e.g. with another innermost loop.
+    """
     problem = problem_of(spec, knobs)
     residual = isinstance(spec, ConvSpec) and spec.residual
     weight_size = problem.out_channels * problem.in_channels * problem.taps
@@ -201,13 +206,14 @@ def build(spec: ConvSpec | DenseSpec, knobs: ConvKnobs) -> tirx.PrimFunc:
             x = T.decl_buffer(flat_in, "float32", data=x.data)
         if isinstance(spec, DenseSpec):
             y = T.decl_buffer((1, spec.batch * spec.out_features), "float32", data=y.data)
-        Nest(problem, spec, knobs, x, weight, bias, rest[0] if residual else None, y).emit()
+        emitter = nest or Nest
+        emitter(problem, spec, knobs, x, weight, bias, rest[0] if residual else None, y).emit()
 
     return prim_func(buffers, body)
 
 
 @dataclass(frozen=True)
-class _Tile:
+class Tile:
     """One register tile: where it is, and its sums by (pixel, vector)."""
 
     image: Expr
@@ -230,7 +236,7 @@ class _Tile:
 class Nest:
     """Emits the loop nest of one convolution; the methods go from the outer loop to the inner."""
 
-    problem: _Problem
+    problem: Problem
     spec: ConvSpec | DenseSpec
     knobs: ConvKnobs
     x: Expr
@@ -298,7 +304,7 @@ class Nest:
                     def tile(t: Expr, run: ColumnRun = run) -> None:
                         column = run.start + t * run.pixels
                         self.tile(
-                            _Tile(
+                            Tile(
                                 image=image,
                                 row=row,
                                 column=column,
@@ -323,18 +329,16 @@ class Nest:
             cases.append((rows.stop, tiles))
         switch(row, cases)
 
-    def tile(self, tile: _Tile) -> None:
+    def tile(self, tile: Tile) -> None:
         """One register tile: sums start from the bias, end through residual and activation."""
         problem = self.problem
         for p, v in tile.sums:
             channel = tile.channel + tile.starts[v]
             tile.sums[p, v] = self.bias[vector(channel, tile.widths[v])]
-        in_width = problem.in_blocks[0]
-        full = sum(1 for width in problem.in_blocks if width == in_width)
-        loop(full, lambda b: self.in_block(tile, b, in_width))
-        for b in range(full, len(problem.in_blocks)):
-            self.in_block(tile, b, problem.in_blocks[b])
-        out_pixel = tile.row * problem.out_row + tile.column + (0 if self.strip is None else self.strip)
+        self.accumulate(tile)
+        out_pixel = tile.row * problem.out_row + tile.column
+        if self.strip is not None:
+            out_pixel += self.strip
         for p, v in tile.sums:
             channel, width = tile.channel + tile.starts[v], tile.widths[v]
             if problem.plain:
@@ -347,7 +351,15 @@ class Nest:
                 value = value + self.residual[tuple(where)]
             T.buffer_store(self.y, activate(value, self.spec.activation, width), where)
 
-    def in_block(self, tile: _Tile, block: Expr, width: int) -> None:
+    def accumulate(self, tile: Tile) -> None:
+        """Add all input channels and taps to a tile's sums."""
+        blocks = self.problem.in_blocks
+        full = sum(1 for width in blocks if width == blocks[0])
+        loop(full, lambda b: self.in_block(tile, b, blocks[0]))
+        for b in range(full, len(blocks)):
+            self.in_block(tile, b, blocks[b])
+
+    def in_block(self, tile: Tile, block: Expr, width: int) -> None:
         """Add one block of input channels to a tile, kernel row by kernel row."""
         if self.knobs.prefetch:
             self.prefetch_next_panel(tile, block)
@@ -358,7 +370,7 @@ class Nest:
             first = tile.kernel_rows[0]
             loop(len(tile.kernel_rows), lambda k: self.kernel_row(tile, block, width, first + k))
 
-    def kernel_row(self, tile: _Tile, block: Expr, width: int, kh: Expr) -> None:
+    def kernel_row(self, tile: Tile, block: Expr, width: int, kh: Expr) -> None:
         """Add one block of input channels for one kernel row: holds the innermost loop."""
         problem, knobs = self.problem, self.knobs
         first = block * problem.in_blocks[0]
@@ -392,7 +404,7 @@ class Nest:
 
             loop(width // unroll, in_channels)
 
-    def prefetch_next_panel(self, tile: _Tile, block: Expr) -> None:
+    def prefetch_next_panel(self, tile: Tile, block: Expr) -> None:
         """This tile's share of the next panel, spread over its input blocks."""
         problem = self.problem
         line = 64 // FLOAT_BYTES

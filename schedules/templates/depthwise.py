@@ -48,8 +48,11 @@ def pack_weight(
     return np.concatenate(blocks)
 
 
-def build(spec: ConvSpec, knobs: DepthwiseKnobs) -> tirx.PrimFunc:
-    """The PrimFunc ``(input, packed weight, bias[, residual], output)``."""
+def build(spec: ConvSpec, knobs: DepthwiseKnobs, nest: type[Nest] | None = None) -> tirx.PrimFunc:
+    """The PrimFunc ``(input, packed weight, bias[, residual], output)``.
+
+    ``nest`` is a variant of the loop nest, e.g. with another innermost loop.
+    """
     channels = spec.out_channels
     out_shape = (spec.batch, channels * spec.out_height * spec.out_width)
     buffers = [
@@ -61,9 +64,24 @@ def build(spec: ConvSpec, knobs: DepthwiseKnobs) -> tirx.PrimFunc:
     ]
 
     def body(x, weight, bias, *rest):  # type: ignore[no-untyped-def]
-        Nest(spec, knobs, x, weight, bias, rest[0] if spec.residual else None, rest[-1]).emit()
+        emitter = nest or Nest
+        emitter(spec, knobs, x, weight, bias, rest[0] if spec.residual else None, rest[-1]).emit()
 
     return prim_func(buffers, body)
+
+
+@dataclass(frozen=True)
+class Tile:
+    """``run.pixels`` outputs of one row and channel block, and their sums by pixel."""
+
+    image: Expr
+    channel: Expr  # first
+    width: int  # of the channel block
+    row: Expr
+    rows: RowGroup
+    column: Expr
+    run: ColumnRun
+    sums: Registers
 
 
 @dataclass(frozen=True)
@@ -180,27 +198,7 @@ class Nest:
         channel = block * spec.lanes
         for p in range(run.pixels):
             sums[p] = self.bias[vector(channel, width)]
-        taps, kernel_width = spec.kernel[0] * spec.kernel[1], spec.kernel[1]
-        in_plane = channel * (spec.in_height * spec.in_width)
-
-        def kernel_row(kh: Expr) -> None:
-            in_row = row * spec.stride[0] - spec.padding[0] + kh * spec.dilation[0]
-            for kw in range(kernel_width):
-                in_column = column * spec.stride[1] - spec.padding[1] + kw * spec.dilation[1]
-                at = channel * taps + (kh * kernel_width + kw) * width
-                w = self.weight[vector(at, width)]
-                for p in range(run.pixels):
-                    if kw not in run.taps[p]:
-                        continue
-                    pixel = in_row * spec.in_width + in_column + p * spec.stride[1]
-                    x = self.x[image, vector(in_plane + pixel * width, width)]
-                    sums[p] = sums[p] + x * w
-
-        if len(rows.taps) == spec.kernel[0]:
-            for kh in rows.taps:
-                kernel_row(kh)
-        elif rows.taps:  # few rows are at an edge: a loop, to keep the code small
-            loop(len(rows.taps), lambda k: kernel_row(rows.taps[0] + k))
+        self.accumulate(Tile(image, channel, width, row, rows, column, run, sums))
         out_rows = self.strip_rows or spec.out_height
         out_image = 0 if self.strip_rows else image
         out_plane = channel * (out_rows * spec.out_width)
@@ -211,3 +209,29 @@ class Nest:
             if self.residual is not None:
                 value = value + self.residual[tuple(where)]
             T.buffer_store(self.y, activate(value, spec.activation, width), where)
+
+    def accumulate(self, tile: Tile) -> None:
+        """Add all taps to a tile's sums."""
+        kernel_rows = tile.rows.taps
+        if len(kernel_rows) == self.spec.kernel[0]:
+            for kh in kernel_rows:
+                self.kernel_row(tile, kh)
+        elif kernel_rows:  # few rows are at an edge: a loop, to keep the code small
+            loop(len(kernel_rows), lambda k: self.kernel_row(tile, kernel_rows[0] + k))
+
+    def kernel_row(self, tile: Tile, kh: Expr) -> None:
+        """Add the taps of one kernel row."""
+        spec, width = self.spec, tile.width
+        taps, kernel_width = spec.kernel[0] * spec.kernel[1], spec.kernel[1]
+        in_row = tile.row * spec.stride[0] - spec.padding[0] + kh * spec.dilation[0]
+        in_plane = tile.channel * (spec.in_height * spec.in_width)
+        for kw in range(kernel_width):
+            in_column = tile.column * spec.stride[1] - spec.padding[1] + kw * spec.dilation[1]
+            at = tile.channel * taps + (kh * kernel_width + kw) * width
+            w = self.weight[vector(at, width)]
+            for p in range(tile.run.pixels):
+                if kw not in tile.run.taps[p]:
+                    continue
+                pixel = in_row * spec.in_width + in_column + p * spec.stride[1]
+                x = self.x[tile.image, vector(in_plane + pixel * width, width)]
+                tile.sums[p] = tile.sums[p] + x * w

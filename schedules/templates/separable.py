@@ -34,6 +34,7 @@ class SeparableKnobs:
     depthwise_pixels: output pixels of the depthwise register tile.
     pixels, vectors, unroll: of the pointwise half, see ``ConvKnobs``.
     parallel: spread the strips over the threads.
+    prefetch: while one strip is in the pointwise half, bring the next one's input into L2.
     """
 
     rows: int

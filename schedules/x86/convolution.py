@@ -174,7 +174,8 @@ class _Convolution:
         elif spec.kind == "stem":
             order = "pixels"
         elif split.parts > 1:
-            row_tiles = -(-(-(-spec.out_pixels // pixels)) // split.parts)
+            tiles = -(-spec.out_pixels // pixels)
+            row_tiles = -(-tiles // split.parts)
         panel = template.working_set(spec, ConvKnobs(pixels, vectors))
         unrolled = spec.kind in ("conv", "stem")  # a wider kernel's columns are unrolled already
         return ConvKnobs(
@@ -187,6 +188,10 @@ class _Convolution:
             # a dense layer reads each weight once, as fast as memory gives it
             prefetch=not near and spec.kind in ("pointwise", "conv") and panel > 4096,
         )
+
+    def predicted(self, spec: Any, knobs: ConvKnobs, target: TargetSpec) -> float:
+        """Cycles by which tuning orders candidates until it has measured some."""
+        return predicted_cycles(spec, (knobs.pixels, knobs.vectors), target)
 
     def space(self, spec: Any, target: TargetSpec) -> Iterable[ConvKnobs]:
         best = min(predicted_cycles(spec, tile, target) for tile in register_tiles(target))

@@ -31,7 +31,7 @@ class _MemoryBound:
         return MemoryKnobs(parallel=worth_threads(spec, target))
 
     def space(self, spec: Any, target: TargetSpec) -> Iterable[MemoryKnobs]:
-        return [MemoryKnobs(False), MemoryKnobs(True)]
+        return [MemoryKnobs(False)] + [MemoryKnobs(True)] * (target.cores > 1)
 
 
 POOL: Any = _MemoryBound("pool", PoolSpec, template.build_pool)

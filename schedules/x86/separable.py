@@ -37,13 +37,16 @@ class _Separable:
     pack_weight = staticmethod(template.pack_weight)
 
     def takes(self, spec: Spec, target: TargetSpec) -> bool:
-        """One pass pays where it saves a trip to the outer caches or a meeting of threads.
+        return isinstance(spec, SeparableSpec)
+
+    def pays(self, spec: SeparableSpec, target: TargetSpec) -> bool:
+        """Where one pass saves a trip to the outer caches or a meeting of threads.
 
         Not where each strip would read more weights than stay near, nor, on one thread, where
         the input comes faster in a pass of its own: from L2, or because there is too little
         arithmetic to hide it behind.
         """
-        if not isinstance(spec, SeparableSpec) or _weights(spec) > target.l2_kib * 1024 // 16:
+        if _weights(spec) > target.l2_kib * 1024 // 16:
             return False
         if worth_threads(spec, target):
             return spec.batch * spec.depthwise.out_height >= 2 * target.cores
@@ -74,7 +77,8 @@ class _Separable:
         """Predicted cycles of the busiest thread by strip height and register tile."""
         first, second = spec.depthwise, spec.pointwise
         row_bytes = FLOAT_BYTES * second.in_channels * second.in_width
-        most = max(1, target.l1d_kib * 1024 * 4 // 3 // row_bytes)  # beyond, rows leave L1 too early
+        # beyond, a row leaves L1 before the pointwise half reads it
+        most = max(1, target.l1d_kib * 1024 * 4 // 3 // row_bytes)
         threads = target.cores if worth_threads(spec, target) else 1
         lanes = target.lanes * target.fma_units
         choices = {}

@@ -197,7 +197,9 @@ def test_dump_shows_each_phase(tmp_path):
     names = [path.name for path in sorted(tmp_path.iterdir())]
     assert names == [
         f"{i}_{phase}.py"
-        for i, phase in enumerate(["imported", "operators", "legalized", "scheduled", "planned"])
+        for i, phase in enumerate(
+            ["imported", "operators", "joined", "legalized", "scheduled", "planned"]
+        )
     ]
     assert "R.nn.conv2d" in (tmp_path / names[0]).read_text()
     assert "R.call_tir(cls.pointwise_0" in (tmp_path / names[1]).read_text()

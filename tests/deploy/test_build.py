@@ -26,8 +26,8 @@ def document(path: Path) -> dict[str, Any]:
 
 def test_the_bundle_holds_what_a_device_needs(built: Path) -> None:
     files = {path.relative_to(built).as_posix() for path in built.rglob("*") if path.is_file()}
-    runner = {f"runner/{name}" for name in ("main.cc", "npz.h", "CMakeLists.txt")}
-    assert files == {"manifest.json", "model.so", "samples.npz"} | runner
+    runner = {f"runner/{name}" for name in ("main.cc", "common.h", "npz.h", "CMakeLists.txt")}
+    assert files == {"kernels.zip", "manifest.json", "model.so", "samples.npz"} | runner
     assert set(document(built)["files"]) == files - {"manifest.json"}
     umask = os.umask(0)
     os.umask(umask)

@@ -13,6 +13,7 @@ from tvm_mobilenet.errors import InputError
 from tvm_mobilenet.targets import TargetSpec, load
 
 GOOD = load("x86-64-v3").to_toml()
+ARM = [name for name in targets.names() if not load(name).mtriple.startswith("x86")]
 
 
 def llvm_features(spec: TargetSpec) -> set[str]:
@@ -29,6 +30,10 @@ def test_every_device_agrees_with_llvm(name: str) -> None:
     assert (str(target.kind), target.attrs["mcpu"]) == ("llvm", spec.mcpu)
     assert int(target.attrs["num-cores"]) == spec.cores
     features = llvm_features(spec)
+    if not spec.mtriple.startswith("x86"):
+        assert "neon" in features and spec.vector_bits == 128
+        assert spec.vector_registers == (32 if spec.mtriple.startswith("aarch64") else 16)
+        return
     wide = {"avx512f", "avx512vl", "avx512dq", "avx512bw"} <= features
     assert spec.vector_bits == (512 if wide else 256 if {"avx2", "fma"} <= features else 128)
     assert spec.vector_registers == (32 if wide else 16)
@@ -39,8 +44,34 @@ def test_every_device_agrees_with_llvm(name: str) -> None:
 def test_caches_are_whole_and_grow_outwards(name: str) -> None:
     spec = load(name)
     sets = spec.l1d_kib * 1024 / (64 * spec.l1d_ways)
-    assert sets == 64  # 4 KiB a way: what a virtually indexed x86 L1 has with 4 KiB pages
-    assert spec.l1d_kib < spec.l2_kib < spec.l3_kib
+    if spec.mtriple.startswith("x86"):
+        assert sets == 64  # 4 KiB a way: what a virtually indexed x86 L1 has with 4 KiB pages
+    else:
+        assert sets in (64, 128, 256)
+    assert spec.l1d_kib < spec.l2_kib
+    assert spec.l2_kib < spec.l3_kib or (spec.l3_kib == 0 and name in ARM)
+
+
+@pytest.mark.parametrize("name", ARM)
+def test_arm_devices_say_what_a_tuner_and_an_emulator_need(name: str) -> None:
+    spec = load(name)
+    assert spec.issue_width >= 2 and spec.qemu_cpu and spec.mca_cpu
+    assert spec.in_order == (spec.mcpu in ("cortex-a7", "cortex-a53", "cortex-a55"))
+    assert not llvm_features(spec) & set(spec.lacks)
+
+
+@pytest.mark.parametrize(("name", "feature"), [("rpi4", "dotprod"), ("rpi3", "fullfp16")])
+def test_a_feature_that_the_core_lacks_is_refused(name: str, feature: str, tmp_path: Path) -> None:
+    file = tmp_path / "device.toml"
+    text = load(name).to_toml().replace("mattr = [", f'mattr = ["+{feature}", ')
+    file.write_text(text)
+    with pytest.raises(InputError, match=rf"mattr: {name} lacks {feature}"):
+        load(str(file))
+    lacking = '"dotprod", "fullfp16", '
+    assert lacking in text
+    file.write_text(text.replace(lacking, ""))  # and where the file does not say so, LLVM knows
+    with pytest.raises(InputError, match=rf"mattr: {load(name).mcpu} has no {feature}"):
+        load(str(file)).tvm_target()
 
 
 @pytest.mark.parametrize("name", targets.names())
@@ -93,6 +124,9 @@ def test_unknown_name_lists_near_ones(name: str, near: str) -> None:
         ('name = "x86-64-v3"', 'name = "../x"', r":1: name: must be"),
         ("vector_bits = 256", "vector_bits = 200", r":8: vector_bits: must be 128, 256 or 512"),
         ("l3_kib = 4096", "l3_kib = -1", r":14: l3_kib: must be at least 0"),
+        ("in_order = false", "in_order = 0", r":16: in_order: must be true or false, not 0"),
+        ("affinity = []", "affinity = [4]", r":18: affinity: must name as many CPUs as .* 4"),
+        ("affinity = []", 'affinity = ["4"]', r":18: affinity: must be a list of whole numbers"),
     ],
 )
 def test_bad_file_says_file_line_and_key(tmp_path: Path, old, new, complaint) -> None:

@@ -27,10 +27,15 @@ COMMANDS: tuple[tuple[str, str], ...] = (
     ("export", "PyTorch model to a checked ONNX file"),
     ("cost", "mult-adds and parameters, per layer kind and in all"),
     ("build", "compile a model for a target, prove it equal to PyTorch, write a bundle"),
+    ("tune", "search the schedules of a model's operators on a device, record the winners"),
     ("validate", "numerical parity of a bundle or model with the reference"),
+    ("profile", "where the time goes, operator by operator, against the machine's limits"),
     ("bench", "latency against other runtimes, interleaved in one run"),
     ("run", "classify images with a bundle"),
+    ("deploy", "prove and time a bundle on another machine, over RPC"),
+    ("rpc", "start TVM's RPC tracker or server, or list a tracker's devices"),
     ("targets", "the devices it builds for, and this machine's own description"),
+    ("logs", "tuning records: list, show, merge, check, prune"),
     ("doctor", "what is installed, what is missing, and the fix for each"),
 )
 

@@ -41,10 +41,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_target_argument(parser)
     add_threads_argument(parser)
     parser.add_argument(
+        "--logs",
+        type=Path,
+        metavar="DIR",
+        help="directory of tuning records to use instead of the package's own",
+    )
+    parser.add_argument(
         "--dump-ir",
         type=Path,
         metavar="DIR",
         help="write the IR after each phase of the compiler into DIR",
+    )
+    parser.add_argument(
+        "--cc",
+        metavar="COMMAND",
+        help="C++ compiler that links for the target (default for another kind of machine: "
+        "Debian's cross compiler, the ziglang package, the Android NDK)",
     )
     parser.add_argument(
         "--exporter",
@@ -83,9 +95,11 @@ def run(args: argparse.Namespace) -> int:
         output=args.output,
         exporter=args.exporter,
         threads=args.threads,
+        logs=args.logs,
         dump_ir=args.dump_ir,
         mean=args.mean,
         std=args.std,
+        cc=args.cc,
         progress=args.console.info,
         **model_options(args),
     )
@@ -109,6 +123,7 @@ def _payload(built: Built, output: Path) -> dict[str, object]:
         "model": built.compiled.imported.name,
         "target": built.compiled.target.name,
         "sources": Counter(operator.source for operator in operators),
+        "records": {"applicable": len(built.records), "directories": built.records.places},
         "operators": operators,
         "parity": built.parity.to_json(),
         "preprocessing": built.preprocessing,
@@ -129,10 +144,22 @@ def _print(built: Built, output: Path) -> None:
     size = sum(file.stat().st_size for file in built.path.rglob("*") if file.is_file())
     sys.stdout.write(
         f"\n{len(operators)} operators by source of schedule: {listed}\n"
+        f"{_records(built)}\n"
         f"{built.parity.summary()}\n"
         f"{output}: {built.compiled.imported.name} for {built.compiled.target.name}, "
         f"{size / 1e6:.1f} MB, built in {built.seconds:.1f} s\n"
     )
+
+
+def _records(built: Built) -> str:
+    """Which tuning records there were, and how many were not applied."""
+    records, operators = built.records, built.compiled.operators
+    places = ", ".join(map(str, records.places))
+    text = f"tuning records: {len(records)} for this target in {places}"
+    if records.unfit:
+        text += f"; {records.unfit} more for other hardware or numbers of threads"
+    notes = Counter(operator.note for operator in operators if operator.note)
+    return text + "".join(f"\n{count} operators: {note}" for note, count in notes.items())
 
 
 def _knobs(operator: OperatorReport) -> str:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tvm_mobilenet.cli.common import add_json, emit_json, print_table
-from tvm_mobilenet.errors import MissingToolError
+from tvm_mobilenet.errors import InputError, MissingToolError, UsageError
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
@@ -45,14 +45,21 @@ class Check:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """doctor [--json]"""
+    """doctor [--target T [--cc COMMAND]] [--json]"""
+    parser.add_argument(
+        "--target", metavar="T", help="check what a build for this device needs, too"
+    )
+    parser.add_argument("--cc", metavar="COMMAND", help="the C++ compiler that build would get")
     add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Print every check on stdout; MissingToolError when a required one failed."""
     args.console.info("checking packages and tools, with a trial import of each required package")
-    checks = [_python(), *_packages(), *_tools(), _llvm()]
+    if args.cc and not args.target:
+        raise UsageError("--cc goes with --target")
+    device = list(_device(args.target, args.cc)) if args.target else []  # a bad name: at once
+    checks = [_python(), *_packages(), *_tools(), _llvm(), *device]
     if args.json:
         emit_json("doctor", {"ok": not _missing(checks), "checks": checks})
     else:
@@ -184,3 +191,32 @@ def _llvm() -> Check:
     except ImportError as error:
         return Check("native target", _EVERYTHING, True, "", str(error), "see apache-tvm above")
     return Check("native target", _EVERYTHING, True, found, "", "")
+
+
+def _device(name: str, cc: str | None) -> Iterator[Check]:
+    """What `build --target` needs for another kind of machine: a compiler, and QEMU for parity."""
+    from tvm_mobilenet import targets
+    from tvm_mobilenet.deploy import emulate, toolchain
+
+    target = targets.load(name)
+    target.tvm_target()  # InputError for a core or feature that is not there
+    if cc is None and not toolchain.is_cross(target):
+        return
+    what, use = f"compiler for {name}", f"build --target {name}"
+    try:
+        compiler = toolchain.find(target, cc)
+        found = f"{compiler.version} ({compiler.origin})"
+        problem = compiler.problem()
+        yield Check(what, use, True, found, problem, "reinstall it" if problem else "")
+    except MissingToolError as error:
+        problem, _, fix = str(error).partition("; ")
+        yield Check(what, use, True, "", problem, fix)
+    except InputError as error:
+        yield Check(what, use, True, "", str(error), "give another")
+    what, use = f"emulator for {name}", f"build --target {name}: proves parity before the board"
+    try:
+        command = emulate.emulator(target.mtriple, target.qemu_cpu)
+        yield Check(what, use, False, " ".join(command), "", "")
+    except MissingToolError as error:
+        problem, _, rest = str(error).partition(" (")
+        yield Check(what, use, False, "", problem, rest.rstrip(")") or "prove it on the board")

@@ -11,7 +11,8 @@ from tvm_mobilenet.errors import UsageError
 
 HELP = (
     "List the devices that come with the package, show one, or describe this machine. "
-    "show and detect print the TOML text that --target takes as a file."
+    "show and detect print the TOML text that --target takes as a file; detect adds, as comments, "
+    "the limits of this machine that 'profile' measured."
 )
 
 
@@ -25,6 +26,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="what to print (default: %(default)s)",
     )
     parser.add_argument("name", nargs="?", metavar="NAME", help="with show: a name or .toml file")
+    parser.add_argument(
+        "--measure",
+        action="store_true",
+        help="with detect: measure the FMA peak and the bandwidth of each level of memory anew",
+    )
     add_json(parser)
 
 
@@ -32,14 +38,38 @@ def run(args: argparse.Namespace) -> int:
     """Print devices on stdout: a table, TOML, or one JSON document."""
     if (args.action == "show") != (args.name is not None):
         raise UsageError("'targets show' takes one NAME; 'targets' and 'targets detect' take none")
+    if args.measure and args.action != "detect":
+        raise UsageError("--measure goes with 'targets detect'")
     if args.action == "list":
         _print_all(as_json=args.json)
         return 0
-    spec = targets.load(args.name) if args.action == "show" else targets.detect()
+    if args.action == "detect":
+        return _detect(args)
+    spec = targets.load(args.name)
     if args.json:
         emit_json("target", {"target": spec})
     else:
         sys.stdout.write(spec.to_toml())
+    return 0
+
+
+def _detect(args: argparse.Namespace) -> int:
+    from tvm_mobilenet.profiling import limits
+
+    spec = targets.detect()
+    if args.measure:
+        for threads in sorted({1, spec.cores}):
+            limits.limits(threads, anew=True, progress=args.console.info)
+    found = limits.all_known()
+    if args.json:
+        emit_json("target", {"target": spec, "limits": found})
+        return 0
+    sys.stdout.write(spec.to_toml())
+    for entry in found:
+        busy = "" if entry.quiet else ", on a busy machine"
+        sys.stdout.write(f"# limits on {entry} (float32, {entry.measured_on}{busy})\n")
+    if not found:
+        sys.stdout.write("# limits not measured yet: 'targets detect --measure' does\n")
     return 0
 
 

@@ -8,7 +8,7 @@ import tvm
 from tvm import relax
 
 from tvm_mobilenet.schedules import plain
-from tvm_mobilenet.schedules.base import takes
+from tvm_mobilenet.schedules.base import joins
 from tvm_mobilenet.schedules.spec import SeparableSpec, to_json
 from tvm_mobilenet.targets import TargetSpec
 
@@ -38,7 +38,7 @@ class _Fusion(relax.PyExprMutator):
         for step in own:
             user = graph.sole_user(step.var)
             joint = _joint(mod, step, user) if user else None
-            if user and joint and takes(joint, target):
+            if user and joint and joins(joint, target):
                 self._pairs[user.var] = (step, joint)
                 self._absorbed.add(step.var)
                 bindings[user.var] = bindings[step.var] + bindings[user.var]

@@ -48,6 +48,7 @@ class OperatorReport:
     bytes: int
     weight_bytes: int
     parallel: bool
+    note: str = ""  # why a tuning record that there is was not applied
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ class Compiled:
     """An executable with what it was made from. ``seconds`` is the time in the compiler.
 
     ``kernels``: every function that an operator calls, by its symbol, as it went to the compiler.
+    ``planned``: the network after memory planning, calls of kernels on places in memory.
     """
 
     executable: Any
@@ -62,6 +64,7 @@ class Compiled:
     target: TargetSpec
     operators: tuple[OperatorReport, ...]
     kernels: Mapping[str, tirx.PrimFunc]
+    planned: relax.Function
     seconds: float
 
 
@@ -88,8 +91,9 @@ def compile_model(
         say("lowering operators to blocked layout")
         # Phase 1. operator chains -> own functions on blocked activations
         mod, call_sites = lower_operators(mod, target.lanes)
-        mod, call_sites = fuse_separable(mod, call_sites, target)
         dump("operators", mod)
+        mod, call_sites = fuse_separable(mod, call_sites, target)
+        dump("joined", mod)
         # Phase 2. TVM's own lowering for what is left
         mod = tvm.transform.Sequential(
             [
@@ -123,6 +127,7 @@ def compile_model(
                 relax.transform.ComputePrimValue(),
             ]
         )(mod)
+        planned = mod["main"]
         mod = add_timed_entry(mod, target)
         mod = tvm.transform.Sequential(
             [
@@ -139,7 +144,8 @@ def compile_model(
     operators = tuple(
         _report(name, weight_bytes, mod, scheduled, rest, nodes) for name, weight_bytes in order
     )
-    return Compiled(executable, imported, target, operators, kernels, time.perf_counter() - start)
+    seconds = time.perf_counter() - start
+    return Compiled(executable, imported, target, operators, kernels, planned, seconds)
 
 
 class _Dump:
@@ -213,6 +219,7 @@ def _report(
             bytes=spec.min_bytes,
             weight_bytes=weight_bytes,
             parallel=_has_parallel_loop(mod[name].body),
+            note=result.note,
         )
     assert name in rest, name
     params = mod[name].params

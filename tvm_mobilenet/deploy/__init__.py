@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
 from tvm_mobilenet.deploy.builder import Built, build
 from tvm_mobilenet.deploy.bundle import check_output, write_bundle
 from tvm_mobilenet.deploy.validate import validate_bundle, validate_model
+
+if TYPE_CHECKING:
+    from tvm_mobilenet.remote.deploy import Deployment
 
 __all__ = [
     "Built",
@@ -14,3 +22,16 @@ __all__ = [
     "validate_model",
     "write_bundle",
 ]
+
+
+class _CallablePackage(ModuleType):
+    """`tm.deploy(...)` is a verb of the API and this package has its name: so it can be called."""
+
+    def __call__(self, bundle: str | Path, **options: Any) -> Deployment:
+        """Prove and time a bundle on another machine; see `remote.deploy.deploy`."""
+        from tvm_mobilenet import api
+
+        return api.deploy(bundle, **options)
+
+
+sys.modules[__name__].__class__ = _CallablePackage

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tvm_mobilenet.deploy import device, emulate, toolchain
 from tvm_mobilenet.deploy.bundle import check_output, write_bundle
 from tvm_mobilenet.deploy.library import cpu_features, export_library
 from tvm_mobilenet.errors import InputError, ParityError
@@ -22,10 +24,13 @@ if TYPE_CHECKING:
     import torch
 
     from tvm_mobilenet.compiler_pass.pipeline import Compiled
+    from tvm_mobilenet.compiler_pass.schedule_rest import Traces
     from tvm_mobilenet.frontend import ImportedModel
     from tvm_mobilenet.frontend.export import Exporter
     from tvm_mobilenet.imaging import Preprocessing
+    from tvm_mobilenet.schedules.base import Records
     from tvm_mobilenet.targets import TargetSpec
+    from tvm_mobilenet.tuning.records import Applicable
 
 Progress = Callable[[str], None]
 
@@ -38,17 +43,22 @@ class Built:
     compiled: Compiled
     preprocessing: Preprocessing | None
     parity: ParityReport
+    records: Applicable
     seconds: float
 
 
 @dataclass(frozen=True)
 class Proven:
-    """A compiled model, its shared library, and the verdict on it with the samples used."""
+    """A compiled model, its shared library, and the verdict on it with the samples used.
+
+    runner: for another kind of machine, the C++ runner built for it.
+    """
 
     compiled: Compiled
     library: Path
     samples: Sequence[Sample]
     parity: ParityReport
+    runner: device.Runner | None = None
 
 
 def build(
@@ -63,21 +73,26 @@ def build(
     weights: Path | None = None,
     exporter: Exporter = "dynamo",
     threads: int | None = None,
+    logs: Path | None = None,
     dump_ir: Path | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
+    cc: str | None = None,
     progress: Progress | None = None,
 ) -> Built:
     """Build a model (see `frontend.load_model`) for a target and write the bundle.
 
     mean, std: pre-processing of pictures instead of the model's own (see `imaging`).
-    threads: how many the bundle runs on unless told otherwise (None: the physical cores).
+    threads: how many it is scheduled for, and runs on unless told otherwise (None: the cores).
+    logs: directory of tuning records instead of those that come with the package.
     dump_ir: directory for the IR after each compiler phase.
+    cc: the C++ compiler that links, a command (None: see `toolchain.find`).
 
     Raises ParityError, with nothing written, when the compiled code is not equal to PyTorch;
     InputError for a model, target or output that cannot be used; MissingToolError.
     """
     from tvm_mobilenet import frontend, targets
+    from tvm_mobilenet.tuning.records import applicable
 
     start = time.perf_counter()
     say = progress or (lambda message: None)
@@ -85,6 +100,10 @@ def build(
     check_output(output)
     if threads is not None and threads < 1:
         raise InputError(f"threads must be at least 1, not {threads}")
+    compiler = find_compiler(spec, cc)  # before any long work
+    if threads is not None:
+        spec = dataclasses.replace(spec, cores=threads)
+    records = applicable(spec, spec.cores, logs)
     say(f"importing {model if isinstance(model, str | Path) else type(model).__name__}")
     imported = frontend.load_model(
         model,
@@ -102,7 +121,10 @@ def build(
             spec,
             Path(folder) / manifest.LIBRARY,
             threads=threads,
+            records=records,
+            traces=records.trace,
             dump_ir=dump_ir,
+            compiler=compiler,
             progress=say,
         )
         if proven.parity.checked and not proven.parity.passed:
@@ -116,9 +138,15 @@ def build(
             library=proven.library,
             preprocessing=preprocessing,
             threads=threads,
+            runner=proven.runner,
         )
     seconds = time.perf_counter() - start
-    return Built(path, proven.compiled, preprocessing, proven.parity, seconds)
+    return Built(path, proven.compiled, preprocessing, proven.parity, records, seconds)
+
+
+def find_compiler(target: TargetSpec, cc: str | None = None) -> toolchain.Toolchain | None:
+    """What links for a target, see `toolchain.find`; None: this machine's own compiler."""
+    return toolchain.find(target, cc) if cc or toolchain.is_cross(target) else None
 
 
 def preprocessing_of(
@@ -147,11 +175,18 @@ def compile_and_prove(
     *,
     inputs: Sequence[Mapping[str, np.ndarray]] | None = None,
     threads: int | None = None,
+    records: Records | None = None,
+    traces: Traces | None = None,
     dump_ir: Path | None = None,
+    compiler: toolchain.Toolchain | None = None,
     progress: Progress,
 ) -> Proven:
     """Compile, link to the file `library`, load that very file and judge it.
 
+    For another kind of machine the C++ runner is linked too, of the same object files, and judged
+    under QEMU where that is installed.
+
+    records, traces: see `compile_model`; None takes the analytic choice, the fallback.
     inputs: what to judge on; None takes `parity.samples`. Code that this machine cannot run is not
     judged, and the report says so; the reference's outputs are worked out all the same, for the
     device.
@@ -161,11 +196,26 @@ def compile_and_prove(
 
     # First of all: when the compiler starts TVM's threads, they must not be bound to cores.
     use_threads(choose_threads(preferred=threads), exactly=False)
-    compiled = compile_model(imported, target, dump_ir=dump_ir, progress=progress)
+    compiler = compiler or find_compiler(target)
+    compiled = compile_model(
+        imported, target, records=records, traces=traces, dump_ir=dump_ir, progress=progress
+    )
     progress("linking")
-    export_library(compiled, library)
+    runner = None
+    if compiler is None or not toolchain.is_cross(target):
+        export_library(compiled, library, toolchain=compiler)
+    else:
+        with tempfile.TemporaryDirectory(prefix="tvm-mobilenet-") as objects:
+            export_library(compiled, library, toolchain=compiler, objects=Path(objects))
+            progress("building the runner")
+            place = library.with_name("runner")
+            runner = device.build_runner(compiled, Path(objects), compiler, place, threads=threads)
     progress("comparing with PyTorch")
     references = evaluate(imported, samples(imported) if inputs is None else inputs)
+    if runner is not None:
+        report = emulate.prove(runner.path, target, references)
+        progress(report.summary())
+        return Proven(compiled, library, references, report, runner)
     reason = host.why_not_here(host.architecture(target.mtriple), cpu_features(target))
     if reason:
         report = ParityReport((), 0, not_checked=reason)

@@ -10,11 +10,13 @@ import os
 import secrets
 import shutil
 import sys
+import zipfile
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tvm_mobilenet.deploy.device import Runner, readme
 from tvm_mobilenet.deploy.library import cpu_features, export_library
 from tvm_mobilenet.errors import InputError
 from tvm_mobilenet.parity.samples import Sample, save_samples
@@ -60,11 +62,13 @@ def write_bundle(
     library: Path | None = None,
     preprocessing: Preprocessing | None = None,
     threads: int | None = None,
+    runner: Runner | None = None,
 ) -> Path:
     """Write a bundle and return its path; an older bundle in that place is replaced at once.
 
     library: what `export_library` made of `compiled`, made here when not given.
     threads: how many the bundle runs on unless told otherwise (None: the physical cores).
+    runner: for another kind of machine, the C++ runner built for it; a README.md goes with it.
 
     Raises InputError for an output that `check_output` refuses or a full disk, with nothing left
     behind and an older bundle as it was.
@@ -76,11 +80,17 @@ def write_bundle(
         else:
             shutil.copyfile(library, staging / manifest.LIBRARY)
         save_samples(staging / manifest.SAMPLES, samples)
+        _save_kernels(staging / manifest.KERNELS, compiled)
         (staging / "runner").mkdir()
         for source in sorted(_RUNNER.iterdir()):
             if source.is_file():
                 shutil.copyfile(source, staging / "runner" / source.name)
         document = _document(compiled, parity, preprocessing, threads)
+        if runner is not None:
+            (staging / "bin").mkdir()
+            shutil.copy(runner.path, staging / "bin" / "runner")
+            (staging / "README.md").write_text(readme(compiled, parity, path.name), "utf-8")
+            document["tools"]["cross-compiler"] = runner.toolchain
         document["files"] = {
             file.relative_to(staging).as_posix(): {
                 "sha256": manifest.file_digest(file),
@@ -94,6 +104,15 @@ def write_bundle(
         check_output(output)
         _move(staging, path)
     return path
+
+
+def _save_kernels(path: Path, compiled: Compiled) -> None:
+    """TVMScript of every kernel as it was compiled, `<symbol>.py`: what `profile` shows."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for symbol, function in compiled.kernels.items():
+            # ZipInfo's fixed date: the same build gives the same file
+            entry = zipfile.ZipInfo(f"{symbol}.py")
+            archive.writestr(entry, function.script(show_meta=False), zipfile.ZIP_DEFLATED)
 
 
 def _document(

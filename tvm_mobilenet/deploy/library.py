@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tvm_mobilenet.deploy.toolchain import Toolchain, find, is_cross
 from tvm_mobilenet.errors import InputError, MissingToolError
 from tvm_mobilenet.runtime import host
 
@@ -16,8 +18,17 @@ if TYPE_CHECKING:
     from tvm_mobilenet.targets import TargetSpec
 
 
-def export_library(compiled: Compiled, path: Path) -> Path:
+def export_library(
+    compiled: Compiled,
+    path: Path,
+    *,
+    toolchain: Toolchain | None = None,
+    objects: Path | None = None,
+) -> Path:
     """Link the compiled module into a shared library at `path`.
+
+    toolchain: what links; None: this machine's own compiler, or for another kind of machine the
+    one that `toolchain.find` finds. objects: a directory that gets a copy of the object files.
 
     Raises MissingToolError when the linking compiler is not installed, InputError when it fails or
     the disk is full.
@@ -25,19 +36,20 @@ def export_library(compiled: Compiled, path: Path) -> Path:
     from tvm.support import cc
 
     _check_space(compiled.imported.onnx.ByteSize(), Path(tempfile.gettempdir()), path.parent)
-    architecture = host.architecture(compiled.target.mtriple)
-    if architecture == host.architecture():
-        if cc.get_cc() is None:
-            raise MissingToolError("no C++ compiler to link with; run: apt-get install g++")
-        compiler = None
-    else:
-        name = f"{architecture}-linux-gnu-g++"
-        if shutil.which(name) is None:
-            package = f"g++-{architecture.replace('_', '-')}-linux-gnu"
-            raise MissingToolError(f"{name} is missing; run: apt-get install {package}")
-        compiler = cc.cross_compiler(name)
+    if toolchain is None and is_cross(compiled.target):
+        toolchain = find(compiled.target)
+    if toolchain is None and cc.get_cc() is None:
+        raise MissingToolError("no C++ compiler to link with; run: apt-get install g++")
+    link = cc.create_shared if toolchain is None else toolchain.link_library
+
+    def keep_and_link(output: str, files: Sequence[str], **options: object) -> None:
+        if objects is not None:
+            for file in files:
+                shutil.copy(file, objects)
+        link(output, files, **options)
+
     try:
-        compiled.executable.export_library(str(path), fcompile=compiler)
+        compiled.executable.export_library(str(path), fcompile=keep_and_link)
     except RuntimeError as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         telling = (line for line in lines if re.search(r"error:\s*\S|No space left", line))

@@ -69,6 +69,7 @@ def validate_model(
 ) -> ParityReport:
     """Compile a model for a target and judge it; nothing is kept."""
     from tvm_mobilenet.deploy.builder import compile_and_prove, preprocessing_of
+    from tvm_mobilenet.tuning.records import applicable
 
     inputs: list[Mapping[str, np.ndarray]] = samples(
         imported,
@@ -80,7 +81,13 @@ def validate_model(
     with tempfile.TemporaryDirectory(prefix="tvm-mobilenet-") as folder:
         library = Path(folder) / manifest.LIBRARY
         return compile_and_prove(
-            imported, target, library, inputs=inputs, threads=threads, progress=progress
+            imported,
+            target,
+            library,
+            inputs=inputs,
+            threads=threads,
+            records=applicable(target, threads or target.cores),
+            progress=progress,
         ).parity
 
 

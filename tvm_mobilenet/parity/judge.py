@@ -64,11 +64,15 @@ class Verdict:
 
 @dataclass(frozen=True)
 class ParityReport:
-    """The verdict on each output; or, when nothing could be run, `not_checked` says why."""
+    """The verdict on each output; or, when nothing could be run, `not_checked` says why.
+
+    `machine` is what ran the code if not this machine itself, as an emulator's command.
+    """
 
     outputs: tuple[Verdict, ...]
     samples: int
     not_checked: str = ""
+    machine: str = ""
 
     @property
     def checked(self) -> bool:
@@ -84,9 +88,10 @@ class ParityReport:
         """The one line that matters."""
         if not self.checked:
             return f"parity not checked here: {self.not_checked}"
+        under = f" under {self.machine}" if self.machine else ""
         for verdict in self.outputs:
             if not verdict.passed:
-                return f"parity failed: output '{verdict.output}': {verdict.problem}"
+                return f"parity failed{under}: output '{verdict.output}': {verdict.problem}"
         worst = max(self.outputs, key=lambda verdict: verdict.ratio)
         tops = "".join(
             f", top-{top.k} agree in {top.agreed} of {top.compared} rows"
@@ -94,7 +99,7 @@ class ParityReport:
             if top.compared
         )
         return (
-            f"parity passed: max error {worst.max_abs:.2g} against float64 "
+            f"parity passed{under}: max error {worst.max_abs:.2g} against float64 "
             f"(PyTorch float32: {worst.torch_max_abs:.2g}; ratio {worst.ratio:.2f}, "
             f"allowed {FACTOR:g}), SNR {worst.snr_db:.0f} dB{tops}"
         )
@@ -106,6 +111,7 @@ class ParityReport:
             "state": state,
             "summary": self.summary(),
             "not_checked": self.not_checked,
+            "machine": self.machine,
             "samples": self.samples,
             "factor": FACTOR,
             "floor_ulps": FLOOR_ULPS,

@@ -1,3 +1,3 @@
-"""Latency: against other runtimes (`bench`), and the machine's own limit (`peak`)."""
+"""Latency: against other runtimes (`bench`), per operator (`profile`), the machine's limits."""
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -162,10 +162,13 @@ def bench(
             left: list[LeftOut] = []
             with tempfile.TemporaryDirectory(dir=root) as directory:
                 folder = Path(directory)
-                built = bundle
+                bundles = dict.fromkeys(threads, bundle)
                 if ours and bundle is None:
                     say(f"{name}: building our bundle")
-                    built = _build(subject, folder / "bundle", target, left)
+                    for count in threads:  # peers plan for their threads, too
+                        output = folder / f"bundle-{count}"
+                        bundles[count] = _build(subject, output, target, count, left)
+                built = None if None in bundles.values() else bundles[threads[0]]
                 say(f"{name}: exporting for the others")
                 program = any(contestant(peer).from_program for peer in against)
                 prepared = prepare(subject, folder, bundle=built, program=program, seed=seed)
@@ -175,7 +178,7 @@ def bench(
                     where = f"{name}, {count} thread{'s'[: count > 1]}"
                     fma = Entry(PEAK, peaks[count], peak.arguments(here, count), None)
                     outcome = contest.hold(
-                        [*entries, fma],
+                        [*(_with_bundle(entry, bundles[count]) for entry in entries), fma],
                         cpus[count],
                         runs=runs,
                         seed=seed,
@@ -210,7 +213,14 @@ def _within(where: str, say: Progress) -> Progress:
     return lambda message: say(f"{where}: {message}")
 
 
-def _build(subject: Subject, output: Path, target: str, left: list[LeftOut]) -> Path | None:
+def _with_bundle(entry: Entry, bundle: Path | None) -> Entry:
+    """Our entry with the bundle for a number of threads; others as they are."""
+    return replace(entry, artifact=bundle) if entry.name == OURS and bundle else entry
+
+
+def _build(
+    subject: Subject, output: Path, target: str, threads: int, left: list[LeftOut]
+) -> Path | None:
     """Our bundle; None, with the reason in `left`, when it cannot be built."""
     from tvm_mobilenet import deploy
 
@@ -224,6 +234,7 @@ def _build(subject: Subject, output: Path, target: str, left: list[LeftOut]) -> 
             classes=subject.classes,
             weights=subject.weights,
             batch=subject.batch,
+            threads=threads,
         )
     except (InputError, ParityError) as error:
         left.append(LeftOut(OURS, "failed", str(error), exit_code=error.exit_code))

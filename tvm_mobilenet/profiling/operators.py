@@ -37,7 +37,7 @@ class OperatorSamples:
 
     index: int  # place in the order of execution
     description: Mapping[str, Any]
-    first: int  # in the very first run, when code and weights come from disk
+    first: int | None  # in the very first run, when code and weights come from disk
     nanoseconds: np.ndarray  # (runs,), steady state
 
     @property
@@ -53,7 +53,7 @@ class OperatorSamples:
 
 @dataclass(frozen=True)
 class Samples:
-    """A profiled network: all times in nanoseconds, (runs,) in steady state.
+    """A profiled network: all times in nanoseconds, (runs,) in steady state; None: not known.
 
     ``timed`` = ``entry`` + the operators' sum + ``exit``, run by run. ``plain`` is the time of the
     entry without instruments, from runs in between.
@@ -62,9 +62,9 @@ class Samples:
     operators: tuple[OperatorSamples, ...]
     plain: np.ndarray
     timed: np.ndarray
-    entry: np.ndarray  # from the call until the first operator starts
-    exit: np.ndarray  # from the last operator's end until the call returns
-    first: int  # the very first run from end to end
+    entry: np.ndarray | None  # from the call until the first operator starts
+    exit: np.ndarray | None  # from the last operator's end until the call returns
+    first: int | None  # the very first run from end to end
     warm_up: np.ndarray  # (warm-up runs,)
     threads: int
     load_seconds: float | None  # None: it had been loaded before
@@ -104,7 +104,7 @@ def sample_operators(
         load_seconds = time.perf_counter() - start
     if runs < 1:
         raise NothingMeasuredError(f"{runs} runs measure nothing; use at least 1")
-    runner = _Runner(bundle, stored_inputs(bundle) if inputs is None else inputs)
+    runner = Runner(bundle, stored_inputs(bundle) if inputs is None else inputs)
     first = runner.timed()
     warm_up = runner.warm_up()
     rows = runner.alternate(runs, progress or (lambda done, total: None))
@@ -121,8 +121,8 @@ def stored_inputs(bundle: Bundle) -> list[np.ndarray]:
     return [sample.inputs[name] for name in names]
 
 
-class _Runner:
-    """The two entries of a bundle with their arguments in place."""
+class Runner:
+    """The two entries of a loaded bundle with their arguments in place."""
 
     def __init__(self, bundle: Bundle, inputs: Sequence[np.ndarray]) -> None:
         import numpy as np
@@ -162,6 +162,7 @@ class _Runner:
         return np.array([start, *self._stamps, end], np.int64)
 
     def warm_up(self) -> np.ndarray:
+        """Nanoseconds of each of the runs until the bundle is warm."""
         import numpy as np
 
         times: list[int] = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tvm_mobilenet.remote.errors import RemoteError
 from tvm_mobilenet.remote.session import session, uploaded, use_threads
@@ -13,9 +13,13 @@ from tvm_mobilenet.remote.tracker import Grant
 
 if TYPE_CHECKING:
     import numpy as np
+    from tvm.rpc import RPCSession
 
 _ENTRY = "main"  # the name that MetaSchedule gives a candidate's function
 _FLUSH = "cache_flush_cpu_non_first_arg"  # TVM's: empties the caches of all but the first argument
+_FILL = "tvm.contrib.random.random_fill_for_measure"  # of libtvm_runtime_extra; none is special
+
+Argument = tuple[tuple[int, ...], str]  # a tensor's shape and dtype
 
 
 @dataclass(frozen=True)
@@ -34,22 +38,18 @@ class Candidate:
 
     library: Path
     device_type: str
-    arguments: tuple[tuple[tuple[int, ...], str], ...]
+    arguments: tuple[Argument, ...]
 
 
 def measure(
     grant: Grant, candidate: Candidate, timing: Timing, seconds: float, threads: int | None
 ) -> tuple[float, ...]:
     """Seconds a run, `timing.repeat` times, on the granted device; raises as `session` does."""
-    import tvm
-
     with session(grant, seconds) as connection, uploaded(connection, candidate.library) as module:
         if threads is not None:
             use_threads(connection, threads)
         device = connection.device(candidate.device_type, 0)
-        arguments = [
-            tvm.runtime.tensor(array, device=device) for array in values(candidate.arguments)
-        ]
+        arguments = _filled(connection, device, candidate.arguments)
         evaluator = module.time_evaluator(
             _ENTRY,
             device,
@@ -64,7 +64,21 @@ def measure(
     return results
 
 
-def values(arguments: Sequence[tuple[tuple[int, ...], str]]) -> list[np.ndarray]:
+def _filled(connection: RPCSession, device: Any, arguments: Sequence[Argument]) -> list[Any]:
+    """Tensors over there, filled by the device where its server can: uploading takes longer."""
+    import tvm
+
+    try:
+        fill = connection.get_function(_FILL)
+    except AttributeError:
+        return [tvm.runtime.tensor(array, device=device) for array in values(arguments)]
+    tensors = [tvm.runtime.empty(shape, dtype, device) for shape, dtype in arguments]
+    for tensor in tensors:
+        fill(tensor)
+    return tensors
+
+
+def values(arguments: Sequence[Argument]) -> list[np.ndarray]:
     """The same contents every time: normal noise for floats (zeros and denormals are slower or
     faster than what a network computes), small whole numbers otherwise."""
     import numpy as np

@@ -91,13 +91,16 @@ class Process:
             self._process = None
 
     def _receive(self, what: str, timeout: float) -> Any:
+        reply: tuple[bool, Any] | None = None
         try:
-            if not self._connection.poll(timeout):
-                self.close()
-                raise OvertimeError(f"no answer to '{what}' within {timeout:.0f} s")
-            done, result = self._connection.recv()
+            if self._connection.poll(timeout):
+                reply = self._connection.recv()
         except (EOFError, OSError) as error:
             raise RemoteError(self._end()) from error
+        if reply is None:
+            self.close()
+            raise OvertimeError(f"no answer to '{what}' within {timeout:g} s")
+        done, result = reply
         if not done:
             raise result
         return result

@@ -17,8 +17,9 @@ have to link. They are uploaded under a name of their own and removed on the dev
 here they are left alone.
 
 **Arguments** are made from `args_info` alone, in its order: tensors of that shape and dtype filled
-with the same seeded normal noise each time. So a packed weight is an argument of the packed shape;
-its values are not a packing of anything. The last argument may be the output.
+with noise, without zeros, denormals or other special values (by the device where its server has
+`libtvm_runtime_extra`, else uploaded). So a packed weight is an argument of the packed shape; its
+values are not a packing of anything. The last argument may be the output.
 """
 
 from __future__ import annotations

@@ -21,6 +21,7 @@ from typing import Any
 from tvm_mobilenet.errors import InputError
 from tvm_mobilenet.remote.tracker import Address, Tracker, check_key
 from tvm_mobilenet.remote.worker import die_with_parent
+from tvm_mobilenet.runtime.library import tvm_ffi
 
 _HANDSHAKE_SECONDS = 5.0
 _KEEPALIVE_IDLE, _KEEPALIVE_INTERVAL, _KEEPALIVE_PROBES = 30, 10, 3  # seconds, seconds, number
@@ -60,12 +61,16 @@ def bound(listener: socket.socket) -> Address:
     return Address(host, port)
 
 
-def serve_tracker(listener: socket.socket, *, verbose: bool = False) -> None:
-    """Be a tracker until SIGTERM or Ctrl-C, which raise StoppedError."""
-    from tvm.rpc import base, tracker
-
-    tracker.logger.setLevel(logging.INFO if verbose else logging.WARNING)
+def serve_tracker(
+    listener: socket.socket, *, ready: Callable[[], None], verbose: bool = False
+) -> None:
+    """Be a tracker until SIGTERM or Ctrl-C, which raise StoppedError; `ready` is called first."""
     with _stoppable():
+        _import_light()
+        from tvm.rpc import base, tracker
+
+        tracker.logger.setLevel(logging.INFO if verbose else logging.WARNING)
+        ready()
         tracker._tracker_server(listener, base.random_key("tracker"))
 
 
@@ -75,36 +80,45 @@ def serve_device(
     tracker: Tracker | None,
     *,
     advertise: str | None = None,
+    ready: Callable[[], None],
     say: Callable[[str], None],
     verbose: bool = False,
 ) -> None:
-    """Be a device until SIGTERM or Ctrl-C, which raise StoppedError.
+    """Be a device until SIGTERM or Ctrl-C, which raise StoppedError; `ready` is called first.
 
-    key: what clients ask the tracker for, or connect with where there is no tracker.
+    key: what clients ask the tracker for; without a tracker it may be empty, and clients must know.
     advertise: the host by which clients reach this one; None leaves it to the tracker, which takes
         the address that the registration came from.
     say: told in one line of each session that crashed, and of a tracker that has gone.
 
     Raises InputError when the tracker is not reached at the start.
     """
-    os.environ.setdefault("TVM_USE_RUNTIME_LIB", "1")  # read when tvm is imported
-    from tvm.rpc import server
-
-    check_key(key)
-    if tracker is not None:
-        tracker.devices()
-    _load_extra_functions()
-    server.logger.setLevel(logging.INFO if verbose else logging.ERROR)
+    if key or tracker is not None:
+        check_key(key)
     where = None if tracker is None else (tracker.address.host, tracker.address.port)
     home = Path.cwd()
-    os.register_at_fork(after_in_child=_be_a_session)  # TVM forks one process for each session
     with _stoppable():
+        if tracker is not None:
+            tracker.devices()
+        _import_light()
+        from tvm.rpc import server
+
+        _load_extra_functions()
+        server.logger.setLevel(logging.INFO if verbose else logging.ERROR)
+        os.register_at_fork(after_in_child=_be_a_session)  # TVM forks a process for each session
+        ready()
         while True:
             try:
                 server._listen_loop(listener, bound(listener).port, key, where, None, advertise)
             except RuntimeError as error:  # a session's process crashed, or the tracker has gone
                 say(str(error))
             os.chdir(home)
+
+
+def _import_light() -> None:
+    """TVM without compiler and PyTorch: this process has no other use for it."""
+    os.environ.setdefault("TVM_USE_RUNTIME_LIB", "1")  # read when tvm is imported
+    tvm_ffi()
 
 
 def _be_a_session() -> None:

@@ -39,7 +39,7 @@ def session(grant: Grant, seconds: float) -> Iterator[RPCSession]:
     except tvm.error.RPCError as error:
         raise RemoteError(f"{grant.address}: {first_line(error)}") from error
     except tvm.error.InternalError as error:
-        closed = "kShutdown" in str(error)  # TVM's word for the end of the other side
+        closed = "RPCCode::kReturn" in str(error)  # TVM expected an answer and got the end
         reason = "closed by the device" if closed else first_line(error)
         raise LostDeviceError(f"{grant.address}: connection lost ({reason})") from error
 
@@ -72,5 +72,5 @@ def use_threads(connection: RPCSession, threads: int) -> None:
 def first_line(error: BaseException) -> str:
     """What an error of TVM's says, without what surrounds it."""
     lines = [line.strip() for line in str(error).splitlines()]
-    telling = [line for line in lines if line and not line.startswith("Error caught from RPC")]
+    telling = [line for line in lines if line and "Error caught from RPC call" not in line]
     return telling[0][:300] if telling else type(error).__name__

@@ -1,12 +1,13 @@
-"""Asking a tracker: which devices there are, and for one of them.
+"""Asking a tracker: which devices there are, and for one of them. Standard library only.
 
 TVM's own `TrackerSession` speaks the same few JSON messages, but waits without limit for each
-answer and does not tell which device it was given.
+answer, does not tell which device it was given, and takes seconds to import.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 import select
 import socket
@@ -20,6 +21,8 @@ from tvm_mobilenet.errors import InputError
 
 ANSWER_SECONDS = 10.0  # how long a tracker may take for an answer that needs no device
 _GONE_SECONDS = 10.0  # a key without a device for so long has lost its devices
+_MAGIC = struct.pack("<i", 0x2F271)  # this and the codes: tvm/rpc/base.py
+_SUCCESS, _REQUEST, _SUMMARY = 0, 4, 6
 _PRIORITY = 1
 _KEY = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
@@ -85,10 +88,9 @@ class Tracker:
 
     def devices(self) -> tuple[Devices, ...]:
         """The registered devices by key, and keys that somebody waits for."""
-        from tvm.rpc.base import TrackerCode
-
         with self._connection() as connection:
-            _, summary = _ask(connection, [TrackerCode.SUMMARY])
+            _send(connection, [_SUMMARY])
+            summary = self._answer(connection)
         servers: dict[str, list[Address]] = {}
         for server in summary["server_info"]:
             key = server["key"].removeprefix("server:")
@@ -118,11 +120,9 @@ class Tracker:
 
         Raises InputError when all of its devices have gone, or none is free within `wait_seconds`.
         """
-        from tvm.rpc.base import TrackerCode, recvjson, sendjson
-
         start = seen = time.monotonic()
         with self._connection() as connection:
-            sendjson(connection, [TrackerCode.REQUEST, key, "", _PRIORITY])
+            _send(connection, [_REQUEST, key, "", _PRIORITY])
             while not select.select([connection], [], [], 1.0)[0]:
                 now = time.monotonic()
                 if any(devices.key == key and devices.addresses for devices in self.devices()):
@@ -134,29 +134,42 @@ class Tracker:
                         f"no device of key '{key}' became free within {wait_seconds:.0f} s; "
                         "'tvm-mobilenet rpc devices' shows who waits"
                     )
-            _, (host, port, password) = recvjson(connection)
+            host, port, password = self._answer(connection)
         return Grant(Address(host, port), password)
 
     @contextlib.contextmanager
     def _connection(self) -> Iterator[socket.socket]:
-        from tvm.rpc.base import RPC_TRACKER_MAGIC, recvall
-
         where = (self.address.host, self.address.port)
         try:
             with socket.create_connection(where, timeout=ANSWER_SECONDS) as connection:
-                connection.sendall(struct.pack("<i", RPC_TRACKER_MAGIC))
-                if recvall(connection, 4) != struct.pack("<i", RPC_TRACKER_MAGIC):
+                connection.sendall(_MAGIC)
+                if _receive(connection, len(_MAGIC)) != _MAGIC:
                     raise InputError(f"what listens at {self.address} is not a TVM tracker")
                 yield connection
         except OSError as error:  # refused, unknown host, no answer in time, connection closed
             raise InputError(
-                f"tracker {self.address} is not reached ({error}); start one there with "
-                f"'tvm-mobilenet rpc tracker --port {self.address.port}', or tunnel to it"
+                f"tracker {self.address} is not reached ({error.strerror or error}); start one "
+                "there with 'tvm-mobilenet rpc tracker', or tunnel to it"
             ) from error
 
+    def _answer(self, connection: socket.socket) -> Any:
+        (size,) = struct.unpack("<i", _receive(connection, 4))
+        code, value = json.loads(_receive(connection, size))
+        if code != _SUCCESS:
+            raise InputError(f"tracker {self.address} refuses: {value}")
+        return value
 
-def _ask(connection: socket.socket, message: Sequence[Any]) -> Any:
-    from tvm.rpc.base import recvjson, sendjson
 
-    sendjson(connection, message)
-    return recvjson(connection)
+def _send(connection: socket.socket, message: Sequence[Any]) -> None:
+    data = json.dumps(message).encode()
+    connection.sendall(struct.pack("<i", len(data)) + data)
+
+
+def _receive(connection: socket.socket, size: int) -> bytes:
+    data = b""
+    while len(data) < size:
+        part = connection.recv(size - len(data))
+        if not part:
+            raise ConnectionError("it closed the connection")
+        data += part
+    return data

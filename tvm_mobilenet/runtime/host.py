@@ -51,18 +51,20 @@ ARM_FEATURES = {
     "bf16": "bf16",
     "i8mm": "i8mm",
 }
+ARMV7_FEATURES = {"neon": "neon", "vfp4": "vfpv4", "hwdiv-arm": "idiva"}
 _ARCHITECTURES = {"amd64": "x86_64", "x64": "x86_64", "arm64": "aarch64"}
 
 
 def architecture(machine: str | None = None) -> str:
     """The architecture of a machine name or LLVM triple (default: this machine) in one spelling."""
     name = (machine or platform.machine()).split("-")[0].lower()
-    return _ARCHITECTURES.get(name, name)
+    return "armv7" if name.startswith("armv7") else _ARCHITECTURES.get(name, name)
 
 
 def feature_names(target_architecture: str) -> dict[str, str]:
     """LLVM's to Linux's feature names; empty for an architecture that this table lacks."""
-    return {"x86_64": X86_FEATURES, "aarch64": ARM_FEATURES}.get(target_architecture, {})
+    tables = {"x86_64": X86_FEATURES, "aarch64": ARM_FEATURES, "armv7": ARMV7_FEATURES}
+    return tables.get(target_architecture, {})
 
 
 @cache

@@ -13,14 +13,11 @@
 #include <tvm/ffi/extra/module.h>
 #include <tvm/ffi/function.h>
 
-#include <algorithm>
 #include <chrono>
-#include <cmath>
-#include <cstdio>
-#include <cstdlib>
 #include <filesystem>
 #include <thread>
 
+#include "common.h"
 #include "npz.h"
 
 #ifdef __linux__
@@ -36,33 +33,22 @@ struct Options {
   int repeat = 0;
 };
 
-[[noreturn]] void usage(const std::string& problem) {
-  std::fprintf(stderr, "runner: %s\nusage: runner [--bundle DIR] [--threads N] [--repeat N]\n",
-               problem.c_str());
-  std::exit(2);
-}
-
-int positive(const std::string& text) {
-  char* end = nullptr;
-  const long value = std::strtol(text.c_str(), &end, 10);
-  if (*end != '\0' || value < 1 || value > 1000000) usage("'" + text + "' is no positive number");
-  return static_cast<int>(value);
-}
+constexpr char kUsage[] = "[--bundle DIR] [--threads N] [--repeat N]";
 
 Options parse(int argc, char** argv) {
   Options options;
   for (int i = 1; i < argc; i += 2) {
     const std::string name = argv[i];
-    if (i + 1 == argc) usage("'" + name + "' lacks its value or is unknown");
+    if (i + 1 == argc) usage("'" + name + "' lacks its value or is unknown", kUsage);
     const std::string value = argv[i + 1];
     if (name == "--bundle") {
       options.bundle = value;
     } else if (name == "--threads") {
-      options.threads = positive(value);
+      options.threads = positive(value, kUsage);
     } else if (name == "--repeat") {
-      options.repeat = positive(value);
+      options.repeat = positive(value, kUsage);
     } else {
-      usage("unknown option '" + name + "'");
+      usage("unknown option '" + name + "'", kUsage);
     }
   }
   return options;
@@ -139,20 +125,12 @@ void check_sizes(const std::string& bundle, const json::Object& files) {
   }
 }
 
-// Throws when this CPU lacks a feature that the code may use, instead of an illegal instruction.
-void check_cpu(const json::Object& target) {
-  std::ifstream file("/proc/cpuinfo");
-  std::string features;
-  for (std::string line; features.empty() && std::getline(file, line);) {
-    if (line.rfind("flags", 0) == 0 || line.rfind("Features", 0) == 0) features = line + " ";
-  }
-  if (features.empty()) return;  // the system does not tell
+std::vector<std::string> cpu_features(const json::Object& target) {
+  std::vector<std::string> names;
   for (const ffi::Any& entry : target["cpu_features"].cast<json::Array>()) {
-    const auto name = entry.cast<std::string>();
-    if (features.find(" " + name + " ") == std::string::npos) {
-      throw std::runtime_error("the bundle needs a CPU with " + name + ", which this one lacks");
-    }
+    names.push_back(entry.cast<std::string>());
   }
+  return names;
 }
 
 // Spreads work over `threads` of the CPUs usable here, and binds no thread to one of them.
@@ -177,36 +155,6 @@ void use_threads(int threads) {
   configure(kShareAllCores, most, cpus);  // creates the pool in full: it cannot grow
   configure(kShareAllCores, threads, cpus, threads);  // on one thread, work skips the pool
 }
-
-// Errors of one output over all samples, against float64; the rule is parity/judge.py's.
-struct Errors {
-  double max_abs = 0, torch_max_abs = 0, scale = 0;
-  double squares = 0, torch_squares = 0, reference_squares = 0;
-  int64_t misplaced = 0;  // NaN or infinity where PyTorch has none, or the other way round
-
-  void add(double got, double torch32, double exact) {
-    if (!std::isfinite(got) || !std::isfinite(torch32)) {
-      misplaced += !(got == torch32 || (std::isnan(got) && std::isnan(torch32)));
-      return;
-    }
-    if (!std::isfinite(exact)) return;
-    const double error = got - exact, torch_error = torch32 - exact;
-    max_abs = std::max(max_abs, std::fabs(error));
-    torch_max_abs = std::max(torch_max_abs, std::fabs(torch_error));
-    scale = std::max(scale, std::fabs(exact));
-    squares += error * error;
-    torch_squares += torch_error * torch_error;
-    reference_squares += exact * exact;
-  }
-
-  bool passed(double factor, double floor_ulps) const {
-    const double floor = floor_ulps * std::ldexp(1.0, -23);
-    const double norm = std::sqrt(reference_squares);
-    const double allowed_norm = std::max(factor * std::sqrt(torch_squares), floor * norm);
-    return misplaced == 0 && max_abs <= std::max(factor * torch_max_abs, floor * scale) &&
-           std::sqrt(squares) <= allowed_norm;
-  }
-};
 
 bool prove_parity(const Model& model, const std::map<std::string, npz::Array>& samples,
                   const json::Object& manifest) {
@@ -238,11 +186,7 @@ bool prove_parity(const Model& model, const std::map<std::string, npz::Array>& s
   bool passed = true;
   for (size_t i = 0; i < outputs.size(); ++i) {
     const auto name = outputs[i].cast<json::Object>()["name"].cast<std::string>();
-    const bool good = errors[i].passed(factor, floor_ulps);
-    passed = passed && good;
-    std::printf("%s %s: max error %.3g, PyTorch float32's own %.3g, NaN or infinity misplaced %lld\n",
-                good ? "ok  " : "FAIL", name.c_str(), errors[i].max_abs, errors[i].torch_max_abs,
-                static_cast<long long>(errors[i].misplaced));
+    passed = verdict(name, errors[i], factor, floor_ulps) && passed;
   }
   std::printf("parity %s on %d samples\n", passed ? "passed" : "failed", count);
   return passed;
@@ -262,10 +206,7 @@ void measure(const Model& model, const std::map<std::string, npz::Array>& sample
     const std::chrono::duration<double, std::milli> time = std::chrono::steady_clock::now() - start;
     if (i >= 0) times.push_back(time.count());
   }
-  std::sort(times.begin(), times.end());
-  std::printf("latency in ms over %d runs: median %.4f, p10 %.4f, p90 %.4f, least %.4f\n", repeat,
-              times[times.size() / 2], times[times.size() / 10], times[times.size() * 9 / 10],
-              times.front());
+  print_latency(std::move(times));
 }
 
 int main(int argc, char** argv) {
@@ -273,7 +214,7 @@ int main(int argc, char** argv) {
   try {
     const json::Object manifest = read_manifest(options.bundle + "/manifest.json");
     check_sizes(options.bundle, manifest["files"].cast<json::Object>());
-    check_cpu(manifest["target"].cast<json::Object>());
+    check_cpu(cpu_features(manifest["target"].cast<json::Object>()));
     const auto stored_threads = manifest["threads"].as<int>().value_or(0);
     use_threads(options.threads > 0 ? options.threads : stored_threads);
     const auto samples = npz::load(options.bundle + "/samples.npz");

@@ -1,0 +1,172 @@
+"""The HTML page: its parts, and how it behaves in a real browser."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tvm_mobilenet.errors import MissingToolError
+from tvm_mobilenet.profiling import html, kernels
+from tvm_mobilenet.profiling.limits import LevelLimit, Limits
+from tvm_mobilenet.profiling.operators import sample_operators
+from tvm_mobilenet.profiling.profile import Profile, summarise
+from tvm_mobilenet.runtime import manifest
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+LEVELS = (LevelLimit("L1", 32, 200.0), LevelLimit("L2", 1024, 100.0), LevelLimit("memory", 0, 10.0))
+LIMITS = Limits("A Processor", 512, 1, 200.0, LEVELS, "2026-01-01", quiet=True)
+HOSTILE = "</script><script>throw 1</script>"  # a node may be called anything
+
+
+@pytest.fixture(scope="module")
+def profiled(small_bundle: Path) -> Profile:
+    document = dict(manifest.read(small_bundle).document)
+    document["operators"] = [dict(entry) for entry in document["operators"]]
+    samples = sample_operators(small_bundle, threads=1, runs=8)
+    samples.operators[3].description["onnx_nodes"].append(HOSTILE)
+    return summarise(
+        samples, document, bundle=str(small_bundle), cpu="A Processor", limits=LIMITS, notes=["Hm"]
+    )
+
+
+@pytest.fixture(scope="module")
+def page_path(profiled: Profile, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("page") / "profile.html"
+    html.write_html(profiled, path)
+    return path
+
+
+def _unpacked(text: str, name: str) -> str:
+    found = re.search(rf'<script type="text/plain" id="{name}">([^<]*)</script>', text)
+    assert found
+    return gzip.decompress(base64.b64decode(found[1])).decode()
+
+
+def test_the_page_holds_everything_itself(page_path: Path) -> None:
+    text = page_path.read_text("utf-8")
+    assert not re.search(r"{{\w+}}", text)
+    assert not re.search(r"<(script|link|img)[^>]+(src|href)=[\"']?(https?:)?//", text)
+    assert HOSTILE not in text
+    data = re.search(r'id="data">(.*?)</script>', text, re.S)
+    assert data
+    layers = json.loads(data[1])["layers"]
+    assert len(layers) == 5 and any(HOSTILE in layer["onnx_nodes"] for layer in layers)
+    assert "plotly.js" in _unpacked(text, "plotly-code")[:200]
+
+
+@pytest.mark.needs_tool("objdump", "binutils")
+def test_the_page_shows_source_and_machine_code_of_every_kernel(page_path: Path) -> None:
+    found = json.loads(_unpacked(page_path.read_text("utf-8"), "kernels-data"))
+    assert set(found) == {"stem_0", "depthwise_0", "pointwise_0", "pool_0", "dense_0"}
+    for symbol, kernel in found.items():
+        assert "@T.prim_func" in kernel["source"] and "ret" in kernel["assembly"], symbol
+
+
+def test_without_a_disassembler_the_page_says_why(
+    small_bundle: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    copy = Path(shutil.copytree(small_bundle, tmp_path / "old"))
+    (copy / manifest.KERNELS).unlink()
+    monkeypatch.setattr(kernels.shutil, "which", lambda tool: None)
+    found = kernels.read_kernels(copy, ["stem_0"])["stem_0"]
+    assert found.source is None and "older release" in found.source_missing
+    assert found.assembly is None and "apt-get install binutils" in found.assembly_missing
+
+
+def test_without_the_plotting_library_the_command_is_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(html.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(MissingToolError, match=r"pip install .*\[report\]"):
+        html.check()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(
+            executable_path=shutil.which("chromium"),
+            args=["--no-sandbox"],  # its sandbox refuses root, whom CI runs as
+        )
+        yield chromium
+        chromium.close()
+
+
+WIDTHS = {"phone": (390, 844), "desktop": (1280, 900)}
+
+
+@pytest.fixture(params=list(WIDTHS))
+def opened(
+    request: pytest.FixtureRequest, browser: Browser, page_path: Path
+) -> Iterator[tuple[Page, list[str]]]:
+    """The page drawn at one width, and what went wrong: console errors and requests outside."""
+    width, height = WIDTHS[request.param]
+    context = browser.new_context(viewport={"width": width, "height": height}, offline=True)
+    page = context.new_page()
+    wrong: list[str] = []
+    page.on("console", lambda m: wrong.append(m.text) if m.type in ("error", "warning") else None)
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.on("request", lambda r: wrong.append(r.url) if r.url.startswith("http") else None)
+    page.goto(page_path.as_uri())
+    page.wait_for_selector("body[data-ready=true]")
+    yield page, wrong
+    context.close()
+
+
+def _column(page: Page, name: str) -> list[str]:
+    return [text.strip() for text in page.locator(f"#operators td.{name}").all_text_contents()]
+
+
+@pytest.mark.slow
+@pytest.mark.needs_tool("chromium", "chromium")
+def test_the_page_in_a_browser(opened: tuple[Page, list[str]], profiled: Profile) -> None:
+    page, wrong = opened
+    width: Any = page.viewport_size
+
+    # it draws everything, within the window
+    assert page.locator("#cards .card").count() == 6
+    assert page.locator("#findings li").count() == 6
+    assert page.locator("#kinds .bars path").count() == 3 * 5
+    assert page.locator("#bars .bars path").count() == 2 * 5
+    assert page.locator("#roofline .scatterlayer .points path").count() == 4, "the pool has no FLOP"
+    assert page.evaluate("document.documentElement.scrollWidth") <= width["width"]
+    for plot in ("kinds", "bars", "roofline"):
+        box = page.locator(f"#{plot} .main-svg").first.bounding_box()
+        assert box and box["x"] >= 0 and box["x"] + box["width"] <= width["width"] + 1
+
+    # the table sorts, both ways, and filters
+    slowest_first = [row["name"] for row in profiled.rows()]
+    assert _column(page, "name") == slowest_first
+    page.get_by_role("button", name="Layer").click()
+    assert _column(page, "name") == sorted(slowest_first)
+    page.get_by_role("button", name="Layer").click()
+    assert _column(page, "name") == sorted(slowest_first, reverse=True)
+    page.fill("#filter", "point")
+    assert _column(page, "kind") == ["pointwise"]
+    assert "1 of 5 operators" in page.inner_text("#count")
+    page.fill("#filter", "")
+    page.select_option("#kind", "pool")
+    assert _column(page, "kind") == ["pool"]
+
+    # a click shows the kernel
+    page.locator("#operators tbody tr").click()
+    page.wait_for_function("document.getElementById('code').textContent.includes('@T.prim_func')")
+    assert "pool_0" in page.inner_text("#details-title")
+    assert HOSTILE in page.inner_text("#details-facts")
+    page.get_by_role("tab", name="Machine code").click()
+    assert "ret" in page.inner_text("#code")
+    page.get_by_role("button", name="Close").click()
+    assert not page.locator("#details").is_visible()
+    assert wrong == []

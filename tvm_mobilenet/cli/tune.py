@@ -1,0 +1,181 @@
+"""`tvm-mobilenet tune`: search the schedules of a model's operators on a device, record winners."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tvm_mobilenet.cli.common import (
+    MODEL_HELP,
+    add_json,
+    add_model_arguments,
+    add_target_argument,
+    emit_json,
+    model_options,
+    positive_int,
+    print_table,
+)
+
+if TYPE_CHECKING:
+    from tvm_mobilenet.tuning.report import Outcome
+
+HELP = (
+    "Find the fastest schedule of every operator of a model on a device, and record it for build. "
+    "The analytic choice is measured first; what is not faster inside the network, outside noise, "
+    "is not kept. Every finished measurement is on the disk at once: the same command goes on "
+    "where it was interrupted. Exit code 6: nothing could be measured."
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """tune MODEL --target T [--trials N] [--budget 5m] and the options of the model"""
+    parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
+    add_target_argument(parser)
+    parser.add_argument(
+        "--trials",
+        type=positive_int,
+        metavar="N",
+        help="measure N candidates in all, those of earlier runs included",
+    )
+    parser.add_argument(
+        "--budget",
+        type=duration,
+        metavar="TIME",
+        help="for the whole run, as 90s, 5m or 1h (default: 5m without --trials)",
+    )
+    parser.add_argument(
+        "--threads",
+        type=positive_int,
+        metavar="N",
+        help="measure on, and record for, N threads (default: the target's cores, at most this "
+        "machine's). Records of one thread apply to builds for one thread, those of several to "
+        "builds for several",
+    )
+    parser.add_argument(
+        "--logs",
+        type=Path,
+        metavar="DIR",
+        help="directory of tuning records to read and write instead of the package's own",
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="same seed, same candidates (default: %(default)s)"
+    )
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="write the table as CSV as well")
+    group = parser.add_argument_group("measuring on other devices")
+    group.add_argument(
+        "--rpc-tracker",
+        metavar="HOST:PORT",
+        help="the RPC tracker whose devices measure ('rpc tracker' starts one)",
+    )
+    group.add_argument(
+        "--rpc-key", metavar="KEY", help="which of its devices: all of this key, in parallel"
+    )
+    add_model_arguments(parser)
+    add_json(parser)
+
+
+def duration(text: str) -> float:
+    """argparse type: seconds from 90, 90s, 5m or 1h."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text.strip())
+    seconds = float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]] if match else 0.0
+    if seconds <= 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a time such as 90s, 5m or 1h")
+    return seconds
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the operators before and after, and the whole network; or one JSON document."""
+    args.console.detail("importing the compiler")
+    from tvm_mobilenet.tuning.report import write_csv
+    from tvm_mobilenet.tuning.tune import tune
+
+    outcome = tune(
+        args.model,
+        target=args.target,
+        trials=args.trials,
+        seconds=args.budget,
+        logs=args.logs,
+        threads=args.threads,
+        rpc_tracker=args.rpc_tracker,
+        rpc_key=args.rpc_key,
+        seed=args.seed,
+        info=args.console.info,
+        warn=args.console.warn,
+        progress=args.console.progress,
+        **model_options(args),
+    )
+    if args.csv is not None:
+        write_csv(outcome, args.csv)
+    if args.json:
+        emit_json("tune", payload(outcome))
+    else:
+        _print(outcome)
+    return 0
+
+
+def payload(outcome: Outcome) -> dict[str, object]:
+    """The outcome for `--json`."""
+    fields = {f.name: getattr(outcome, f.name) for f in dataclasses.fields(outcome)}
+    return fields | {
+        "predicted_before_seconds": outcome.predicted("baseline"),
+        "predicted_after_seconds": outcome.predicted("best"),
+        "trials_per_minute": outcome.trials_per_minute,
+    }
+
+
+_HEADER = (
+    "COUNT",
+    "OPERATOR",
+    "SHAPE",
+    "SHARE",
+    "TRIALS",
+    "FAILED",
+    "ANALYTIC us",
+    "BEST us",
+    "IN NETWORK us",
+    "TUNED us",
+    "KEPT",
+)
+
+
+def _print(outcome: Outcome) -> None:
+    from tvm_mobilenet.tuning.report import rows
+
+    table = []
+    for row in rows(outcome):
+        kind, shape, count, share, trials, failed, *times, tuned = row
+        shown = [f"{us:.1f}" if us is not None else "-" for us in times]
+        kept = "tuned" if tuned else "analytic"
+        table.append((count, kind, shape, f"{share:.1%}", trials, failed, *shown, kept))
+    print_table(_HEADER, table)
+    write = sys.stdout.write
+    for task in outcome.tasks:
+        if task.first_failure:
+            write(f"failed: {task.kind} {task.shape}: {task.failed}, first: {task.first_failure}\n")
+    write(
+        f"\n{outcome.trials} trials ({outcome.reused} of earlier runs) in {outcome.seconds:.0f} s"
+        f": {outcome.stopped}\n"
+    )
+    if outcome.trials_per_minute is not None:
+        spent = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in outcome.spent.items())
+        write(f"{outcome.trials_per_minute:.0f} trials a minute of searching; {spent}\n")
+    before, after = (outcome.predicted(which) * 1e3 for which in ("baseline", "best"))
+    write(f"sum of the operators alone: analytic {before:.3f} ms, best {after:.3f} ms\n")
+    if outcome.speed_up is not None and outcome.before_seconds and outcome.after_seconds:
+        ratio = outcome.speed_up
+        write(
+            f"{outcome.network} end to end: analytic {outcome.before_seconds * 1e3:.3f} ms, tuned "
+            f"{outcome.after_seconds * 1e3:.3f} ms: {ratio.value:.3f} times as fast "
+            f"({ratio.low:.3f}-{ratio.high:.3f})\n"
+        )
+    else:
+        write(f"{outcome.network}: nothing was faster than the analytic choice\n")
+    threads = outcome.setting.threads
+    write(
+        f"{outcome.directory}: {outcome.records} records written, for {threads} "
+        f"thread{'s'[: threads > 1]}\n"
+    )

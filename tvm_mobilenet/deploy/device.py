@@ -1,0 +1,98 @@
+"""The C++ runner for another kind of machine: one static program with weights and kernels in it."""
+
+from __future__ import annotations
+
+import importlib.util
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tvm_mobilenet.deploy.network import plan, write_sources
+from tvm_mobilenet.errors import MissingToolError
+from tvm_mobilenet.parity import ParityReport
+
+if TYPE_CHECKING:
+    from tvm_mobilenet.compiler_pass.pipeline import Compiled
+    from tvm_mobilenet.deploy.toolchain import Toolchain
+
+_HERE = Path(__file__).parent
+_SOURCES = ("runner.cc", "runtime.cc")
+
+
+@dataclass(frozen=True)
+class Runner:
+    """The program, and the first line that its compiler says of itself."""
+
+    path: Path
+    toolchain: str
+
+
+def build_runner(
+    compiled: Compiled,
+    objects: Path,
+    toolchain: Toolchain,
+    output: Path,
+    *,
+    threads: int | None = None,
+) -> Runner:
+    """Compile and link `output` for the compiled model's device.
+
+    objects: the directory with the model's object files, of which those with kernels are linked.
+    Raises InputError when the compiler fails, MissingToolError when tvm_ffi has no headers.
+    """
+    # Android's dynamic linker takes position-independent programs only
+    form = ("-pie",) if "android" in compiled.target.mtriple else ("-static", "-no-pie")
+    headers = (_HERE / "standalone", _HERE / "runner", _ffi_headers())
+    with tempfile.TemporaryDirectory(prefix="tvm-mobilenet-") as folder:
+        place = Path(folder)
+        write_sources(plan(compiled.planned), compiled, place, threads or 0)
+        toolchain.run(
+            *("-std=c++17", "-O2", "-pthread", *form),
+            *(f"-I{path}" for path in headers),
+            *(_HERE / "standalone" / name for name in _SOURCES),
+            *("network.cc", "weights.s"),
+            *sorted(objects.glob("lib*.o")),
+            *("-lm", "-o", output),
+            cwd=place,
+        )
+    return Runner(output, toolchain.version)
+
+
+def readme(compiled: Compiled, parity: ParityReport, name: str) -> str:
+    """README.md of a bundle for another kind of machine: what to copy there, and what to run."""
+    target, model = compiled.target, compiled.imported.name
+    proof = (
+        f"It was proven before it was written: {parity.summary()}."
+        if parity.checked
+        else f"**It is unproven**: {parity.summary()}. Do not use it before the first command "
+        "below has passed on the board."
+    )
+    return f"""# {model} for {target.name}
+
+{target.description}. {proof}
+
+Copy `bin/runner` and `samples.npz` to the board; nothing else is needed there:
+
+    ssh BOARD mkdir -p {name}/bin
+    scp bin/runner BOARD:{name}/bin/ && scp samples.npz BOARD:{name}/
+
+Run on the board, the first to prove it equal to PyTorch there, the second to time it:
+
+    {name}/bin/runner
+    {name}/bin/runner --threads {target.cores} --repeat 100
+
+Exit code 0: passed; 5: the outputs are wrong; 3: it cannot run there, with the reason.
+
+`model.so` is the same code for TVM's runtime (Python, RPC, or an own program, built as `runner/`
+is); `manifest.json` says what every file is.
+"""
+
+
+def _ffi_headers() -> Path:
+    package = importlib.util.find_spec("tvm_ffi")
+    for directory in package.submodule_search_locations or () if package else ():
+        headers = Path(directory) / "include"
+        if headers.is_dir():
+            return headers
+    raise MissingToolError("tvm_ffi's headers are missing; run: pip install apache-tvm-ffi")

@@ -1,0 +1,180 @@
+"""A compiled network as C++ tables and one file of weights, for the runner without TVM."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tvm_mobilenet.deploy.library import cpu_features
+from tvm_mobilenet.parity.judge import FACTOR, FLOOR_ULPS
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from tvm_mobilenet.compiler_pass.pipeline import Compiled
+
+_ALIGNMENT = 64  # bytes; kernels assume it of every tensor
+_DLPACK_CODES = {"int": 0, "uint": 1, "float": 2}  # DLDataTypeCode
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One argument of a kernel. `offset`: in bytes in its place, for an input its number."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    place: str  # "Input", "Arena" or "Weights"
+    offset: int
+
+
+@dataclass
+class Network:
+    """The memory plan: kernels in order with their tensors, and what the tensors lie in."""
+
+    tensors: list[Tensor] = field(default_factory=list)
+    calls: list[tuple[str, list[int]]] = field(default_factory=list)
+    outputs: list[int] = field(default_factory=list)
+    weights: list[np.ndarray] = field(default_factory=list)
+    weight_bytes: int = 0
+    arena_bytes: int = 0
+
+
+def plan(main: Any) -> Network:
+    """The network of a Relax function after memory planning.
+
+    Raises NotImplementedError for what the runner without TVM has no word for.
+    """
+    from tvm import ir, relax
+
+    network = Network()
+    storages: dict[Any, int] = {}
+    tensors: dict[Any, int] = {}
+
+    def add(tensor: Tensor) -> int:
+        network.tensors.append(tensor)
+        return len(network.tensors) - 1
+
+    def shape(values: Iterable[Any]) -> tuple[int, ...]:
+        return tuple(int(value) for value in values)
+
+    def argument(expr: Any) -> int:
+        if not isinstance(expr, ir.GenericConst):
+            return tensors[expr]
+        value = expr.value.numpy()
+        number = add(Tensor(value.shape, str(value.dtype), "Weights", network.weight_bytes))
+        network.weights.append(value)
+        network.weight_bytes += _aligned(value.nbytes)
+        return number
+
+    for number, parameter in enumerate(main.params):
+        dtype = str(parameter.ty.dtype)
+        tensors[parameter] = add(Tensor(shape(parameter.ty.shape), dtype, "Input", number))
+    for block in main.body.blocks:
+        for binding in block.bindings:
+            variable, value = binding.var, binding.value
+            name = getattr(getattr(value, "op", None), "name", "")
+            if isinstance(value, relax.Var):
+                tensors[variable] = tensors[value]
+            elif isinstance(value, relax.Tuple):
+                tensors[variable] = [tensors[part] for part in value.fields]  # type: ignore[assignment]
+            elif isinstance(getattr(value, "op", None), ir.GlobalVar):
+                numbers = [argument(each) for each in value.args]
+                network.calls.append((value.op.name_hint, numbers))
+            elif name == "relax.vm.alloc_storage":
+                (size,) = shape(value.args[0].values)
+                storages[variable] = network.arena_bytes
+                network.arena_bytes += _aligned(size)
+            elif name == "relax.vm.alloc_tensor":
+                offset = storages[value.args[0]] + int(value.args[1].value)
+                dtype = str(variable.ty.dtype)
+                tensors[variable] = add(Tensor(shape(variable.ty.shape), dtype, "Arena", offset))
+            elif name != "relax.vm.kill_object":
+                raise NotImplementedError(f"the runner without TVM cannot do {name or value}")
+    result = main.body.body
+    parts = result.fields if isinstance(result, relax.Tuple) else [result]
+    for part in parts:
+        numbers_ = tensors[part]
+        network.outputs += numbers_ if isinstance(numbers_, list) else [numbers_]
+    return network
+
+
+def write_sources(network: Network, compiled: Compiled, directory: Path, threads: int) -> None:
+    """Write network.cc, weights.s and weights.bin. threads: the default; 0 is all usable CPUs."""
+    imported = compiled.imported
+    places = {t.offset: i for i, t in enumerate(network.tensors) if t.place == "Input"}
+    inputs = [(info.name, places[i]) for i, info in enumerate(imported.inputs)]
+    outputs = [(info.name, i) for info, i in zip(imported.outputs, network.outputs, strict=True)]
+    kernels = sorted({name for name, _ in network.calls})
+    text = [
+        '#include "network.h"\n\nextern "C" {\n',
+        *(
+            f"int {_symbol(name)}(void*, const TVMFFIAny*, int32_t, TVMFFIAny*);\n"
+            for name in kernels
+        ),
+        "}\n\nnamespace network {\n\n",
+        _table("Tensor", "tensors", map(_tensor, network.tensors)),
+        _table(
+            "Call",
+            "calls",
+            (f"{{{_text(name)}, {_symbol(name)}, {_list(a)}}}" for name, a in network.calls),
+        ),
+        _table("Named", "inputs", (f"{{{_text(name)}, {i}}}" for name, i in inputs)),
+        _table("Named", "outputs", (f"{{{_text(name)}, {i}}}" for name, i in outputs)),
+        _table("std::string", "cpu_features", map(_text, cpu_features(compiled.target))),
+        _table("int", "affinity", map(str, compiled.target.affinity)),
+        f"const size_t arena_bytes = {network.arena_bytes};\n",
+        f"const int threads = {threads};\n",
+        f"const double factor = {FACTOR!r}, floor_ulps = {float(FLOOR_ULPS)!r};\n\n",
+        "}  // namespace network\n",
+    ]
+    (directory / "network.cc").write_text("".join(text), encoding="utf-8")
+    with (directory / "weights.bin").open("wb") as file:
+        for weight in network.weights:
+            file.write(weight.tobytes())
+            file.write(bytes(_aligned(weight.nbytes) - weight.nbytes))
+    (directory / "weights.s").write_text(
+        "    .section .rodata\n    .balign 64\n    .globl network_weights\nnetwork_weights:\n"
+        '    .incbin "weights.bin"\n    .byte 0\n    .section .note.GNU-stack,"",%progbits\n',
+        encoding="utf-8",
+    )
+
+
+def calls_of(network: Network) -> Mapping[str, int]:
+    """How often one inference calls each kernel."""
+    counts: dict[str, int] = {}
+    for name, _ in network.calls:
+        counts[name] = counts.get(name, 0) + 1
+    return counts
+
+
+def _aligned(size: int) -> int:
+    return -(-size // _ALIGNMENT) * _ALIGNMENT
+
+
+def _symbol(kernel: str) -> str:
+    return f"__tvm_ffi_{kernel}"  # how TVM names a compiled function
+
+
+def _text(value: str) -> str:
+    return json.dumps(value)
+
+
+def _list(values: Iterable[int]) -> str:
+    return f"{{{', '.join(map(str, values))}}}"
+
+
+def _tensor(tensor: Tensor) -> str:
+    kind = tensor.dtype.rstrip("0123456789")
+    bits = tensor.dtype[len(kind) :]
+    return (
+        f"{{{_list(tensor.shape)}, {{{_DLPACK_CODES[kind]}, {bits}, 1}}, "
+        f"Place::k{tensor.place}, {tensor.offset}}}"
+    )
+
+
+def _table(kind: str, name: str, rows: Iterable[str]) -> str:
+    lines = "".join(f"    {row},\n" for row in rows)
+    return f"const std::vector<{kind}> {name} = {{\n{lines}}};\n\n"

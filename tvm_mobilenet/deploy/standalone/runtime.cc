@@ -1,0 +1,139 @@
+#include "runtime.h"
+
+#include <sched.h>
+
+#include <algorithm>
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <mutex>
+#include <thread>
+
+namespace {
+
+struct Group {  // TVMParallelGroupEnv of tvm/runtime/c_backend_api.h
+  void* sync_handle;
+  int32_t num_task;
+};
+using Task = int (*)(int task, Group* group, void* data);
+
+// Threads that wait for a kernel's parallel loop. The caller takes part of the work itself.
+class Pool {
+ public:
+  explicit Pool(int threads) : threads_(threads) {
+    for (int task = 1; task < threads; ++task) {
+      std::thread([this, task] { serve(task); }).detach();  // they end with the process
+    }
+  }
+
+  int run(Task task, void* data) {
+    Group group{nullptr, threads_};
+    if (threads_ == 1) return task(0, &group, data);
+    task_ = task;
+    data_ = data;
+    failed_ = 0;
+    left_ = threads_ - 1;
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      round_.fetch_add(1, std::memory_order_release);
+    }
+    wake_.notify_all();
+    const int failed = task(0, &group, data);
+    while (left_.load(std::memory_order_acquire) != 0) std::this_thread::yield();
+    return failed != 0 ? failed : failed_.load();
+  }
+
+ private:
+  void serve(int number) {
+    constexpr int kSpins = 20000;  // the next loop mostly follows at once: sleeping would cost more
+    for (unsigned seen = 0;; ++seen) {
+      for (int i = 0; i < kSpins && round_.load(std::memory_order_acquire) == seen; ++i) {
+        if (i % 64 == 63) std::this_thread::yield();
+      }
+      if (round_.load(std::memory_order_acquire) == seen) {
+        std::unique_lock<std::mutex> lock(mutex_);
+        wake_.wait(lock, [&] { return round_.load(std::memory_order_acquire) != seen; });
+      }
+      Group group{nullptr, threads_};
+      if (const int failed = task_(number, &group, data_)) failed_ = failed;
+      left_.fetch_sub(1, std::memory_order_release);
+    }
+  }
+
+  const int threads_;
+  Task task_ = nullptr;
+  void* data_ = nullptr;
+  std::atomic<int> failed_{0}, left_{0};
+  std::atomic<unsigned> round_{0};
+  std::mutex mutex_;
+  std::condition_variable wake_;
+};
+
+Pool* pool = nullptr;
+std::mutex error_mutex;
+std::string error;
+
+extern "C" int launch(Task task, void* data, int /*num_task: TVM's code asks for all*/) {
+  return pool->run(task, data);
+}
+
+extern "C" void* allocate_workspace(int, int, uint64_t bytes, int, int) {
+  constexpr size_t kAlignment = 64;
+  return std::aligned_alloc(kAlignment, (static_cast<size_t>(bytes) / kAlignment + 1) * kAlignment);
+}
+
+extern "C" int free_workspace(int, int, void* memory) {
+  std::free(memory);
+  return 0;
+}
+
+}  // namespace
+
+namespace runtime {
+
+void use_threads(int threads, const std::vector<int>& affinity) {
+  cpu_set_t usable, wanted;
+  CPU_ZERO(&usable);
+  CPU_ZERO(&wanted);
+  sched_getaffinity(0, sizeof(usable), &usable);
+  for (const int cpu : affinity) {
+    if (CPU_ISSET(cpu, &usable)) CPU_SET(cpu, &wanted);
+  }
+  if (CPU_COUNT(&wanted) > 0 && sched_setaffinity(0, sizeof(wanted), &wanted) == 0) usable = wanted;
+  const int most = std::max(1, CPU_COUNT(&usable));
+  pool = new Pool(threads == 0 ? most : std::min(threads, most));
+}
+
+std::string last_error() {
+  const std::lock_guard<std::mutex> lock(error_mutex);
+  return error;
+}
+
+}  // namespace runtime
+
+// Compiled code calls through these; TVM's runtime would fill in its own.
+extern "C" {
+extern decltype(&launch) __TVMBackendParallelLaunch;
+extern decltype(&allocate_workspace) __TVMBackendAllocWorkspace;
+extern decltype(&free_workspace) __TVMBackendFreeWorkspace;
+decltype(&launch) __TVMBackendParallelLaunch = launch;
+decltype(&allocate_workspace) __TVMBackendAllocWorkspace = allocate_workspace;
+decltype(&free_workspace) __TVMBackendFreeWorkspace = free_workspace;
+
+void TVMFFIErrorSetRaisedFromCStrParts(const char* kind, const char** parts, int32_t count) {
+  const std::lock_guard<std::mutex> lock(error_mutex);
+  error = std::string(kind) + ": ";
+  for (int32_t i = 0; i < count; ++i) error += parts[i];
+}
+
+void TVMFFIErrorSetRaisedFromCStr(const char* kind, const char* message) {
+  TVMFFIErrorSetRaisedFromCStrParts(kind, &message, 1);
+}
+
+// Only TVM's virtual machine calls the functions that name these, and it is not here.
+void TVMBackendAnyListMoveFromPackedReturn() { std::abort(); }
+void TVMBackendAnyListSetPackedArg() { std::abort(); }
+void TVMBackendAnyListResetItem() { std::abort(); }
+}

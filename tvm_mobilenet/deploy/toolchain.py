@@ -1,0 +1,146 @@
+"""Compilers for other devices than this machine: which there is, and how to get one."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tvm_mobilenet.errors import InputError, MissingToolError
+from tvm_mobilenet.runtime import host
+
+if TYPE_CHECKING:
+    from tvm_mobilenet.targets import TargetSpec
+
+_NDK_VARIABLES = ("ANDROID_NDK_HOME", "ANDROID_NDK_ROOT", "ANDROID_NDK")
+# Debian's cross compilers, by architecture
+_GNU = {
+    "aarch64": "aarch64-linux-gnu",
+    "armv7": "arm-linux-gnueabihf",
+    "x86_64": "x86_64-linux-gnu",
+}
+_ZIG = {"aarch64": "aarch64-linux-gnu.2.28", "armv7": "arm-linux-gnueabihf.2.28"}
+
+
+@dataclass(frozen=True)
+class Toolchain:
+    """A C++ compiler that makes code for the device. `flags`: what makes zig mean the device."""
+
+    command: tuple[str, ...]
+    origin: str  # "--cc", "Debian's cross compiler", ...
+    flags: tuple[str, ...] = ()
+
+    def run(self, *arguments: object, cwd: Path | None = None) -> None:
+        """Compile or link. InputError with the compiler's first complaint when it fails."""
+        command = [*self.command, *map(str, arguments), *self.flags]
+        done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+            telling = [line for line in lines if "error" in line or "No space left" in line]
+            said = (telling or lines or [f"exit code {done.returncode}"])[0]
+            raise InputError(f"{' '.join(self.command)} failed: {said}")
+
+    def link_library(self, output: str, objects: Sequence[str], **_: object) -> None:
+        """TVM's `fcompile`: a shared library of object files."""
+        self.run("-shared", "-fPIC", "-o", output, *objects)
+
+    @property
+    def version(self) -> str:
+        """The first line of what it says of itself; InputError when it does not run."""
+        try:
+            done = subprocess.run(
+                [*self.command, "--version"], capture_output=True, text=True, check=False
+            )
+        except OSError as error:
+            raise InputError(f"{self.command[0]}: does not run ({error.strerror})") from error
+        if done.returncode != 0:
+            raise InputError(f"{' '.join(self.command)}: does not run ({done.stderr.strip()})")
+        return (done.stdout.splitlines() or ["?"])[0]
+
+    def problem(self) -> str:
+        """Why it cannot link a C++ program, found by trying; "" when it can."""
+        with tempfile.TemporaryDirectory(prefix="tvm-mobilenet-") as folder:
+            source = Path(folder) / "trial.cc"
+            source.write_text("#include <vector>\nint main() { return std::vector<int>(1)[0]; }\n")
+            try:
+                self.run("-std=c++17", source, "-o", source.with_suffix(""))
+            except InputError as error:
+                return str(error)
+        return ""
+
+
+def is_cross(target: TargetSpec) -> bool:
+    """Whether code for the target is code for another kind of machine than this one."""
+    return host.architecture(target.mtriple) != host.architecture() or "android" in target.mtriple
+
+
+def find(target: TargetSpec, cc: str | None = None) -> Toolchain:
+    """The compiler for a target of another kind of machine: `cc`, else the first one installed.
+
+    Raises MissingToolError with the command that installs one, InputError for a `cc` that makes
+    code for another machine.
+    """
+    if cc is not None:
+        return _given(target, cc)
+    if "android" in target.mtriple:
+        return _android(target)
+    architecture = host.architecture(target.mtriple)
+    gnu = _GNU.get(architecture)
+    if gnu and (path := shutil.which(f"{gnu}-g++")):
+        return Toolchain((path,), "Debian's cross compiler")
+    if architecture in _ZIG and _has_zig():
+        zig = (sys.executable, "-m", "ziglang", "c++", "-target", _ZIG[architecture])
+        return Toolchain(zig, "the ziglang package", _zig_flags(target))
+    if gnu is None:
+        raise MissingToolError(f"no compiler is known for {target.mtriple}; give one with --cc")
+    package = f"g++-{gnu.replace('_', '-')}"
+    raise MissingToolError(
+        f"no C++ compiler for {target.name} ({target.mtriple}); run: apt-get install {package}"
+        + (" (or: pip install ziglang)" if architecture in _ZIG else "")
+    )
+
+
+def _has_zig() -> bool:
+    return importlib.util.find_spec("ziglang") is not None
+
+
+def _zig_flags(target: TargetSpec) -> tuple[str, ...]:
+    # zig's own default adds checks that end the program
+    flags = ("-fno-sanitize=undefined",)
+    return (*flags, f"-mcpu={target.mcpu.replace('-', '_')}")
+
+
+def _given(target: TargetSpec, cc: str) -> Toolchain:
+    command = tuple(cc.split())
+    if not command or shutil.which(command[0]) is None:
+        raise InputError(f"--cc {cc}: not found")
+    toolchain = Toolchain(command, "--cc")
+    done = subprocess.run([*command, "-dumpmachine"], capture_output=True, text=True, check=False)
+    machine = done.stdout.strip()
+    made = "armv7" if machine.startswith("arm-") else host.architecture(machine or "?")
+    wanted = host.architecture(target.mtriple)
+    if done.returncode == 0 and made != wanted:
+        raise InputError(f"--cc {cc}: makes code for {machine}, {target.name} needs {wanted}")
+    return toolchain
+
+
+def _android(target: TargetSpec) -> Toolchain:
+    name = f"{target.mtriple}-clang++"
+    homes = [Path(os.environ[v]) for v in _NDK_VARIABLES if os.environ.get(v)]
+    for home in homes:
+        for path in sorted(home.glob(f"toolchains/llvm/prebuilt/*/bin/{name}")):
+            return Toolchain((str(path),), "the Android NDK")
+    if path_ := shutil.which(name):
+        return Toolchain((path_,), "the Android NDK")
+    where = f"{homes[0]} has no {name}" if homes else "ANDROID_NDK_HOME is not set"
+    raise MissingToolError(
+        f"no Android NDK for {target.name} ({where}); install it (sdkmanager 'ndk;27.2.12479018') "
+        "and set ANDROID_NDK_HOME, or give its compiler with --cc"
+    )

@@ -1,0 +1,91 @@
+"""A profile as one HTML page that needs no network.
+
+The charts are plotly's: maintained, MIT, and its plots zoom, name what the pointer is on and
+redraw themselves for a phone. Its JavaScript (4.8 MB) and the kernels' code travel compressed in
+the page, which every browser since 2023 unpacks by itself (``DecompressionStream``), 1.5 MB
+instead of 5. The page's own part is in `page/`.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import gzip
+import importlib.util
+import json
+import math
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tvm_mobilenet.errors import MissingToolError
+from tvm_mobilenet.profiling import exports
+from tvm_mobilenet.profiling.kernels import read_kernels
+
+if TYPE_CHECKING:
+    from tvm_mobilenet.profiling.profile import Profile
+
+_PAGE = Path(__file__).parent / "page"
+# Table 2 of the MobileNetV1 paper (arXiv 1704.04861): share of Mult-Adds by kind of layer.
+PAPER_SHARES = {"pointwise": 0.9486, "depthwise": 0.0306, "stem": 0.0119, "dense": 0.0018}
+
+
+def check() -> None:
+    """MissingToolError when the plotting library is not installed."""
+    if importlib.util.find_spec("plotly") is None:
+        raise MissingToolError("--html needs plotly: pip install 'tvm-mobilenet[report]'")
+
+
+def write_html(profile: Profile, path: Path) -> None:
+    """Write the page; MissingToolError without plotly."""
+    check()
+    path.write_text(page(profile), encoding="utf-8")
+
+
+def page(profile: Profile) -> str:
+    """The page's text."""
+    from plotly.offline import get_plotlyjs
+
+    symbols = [operator.symbol for operator in profile.operators]
+    kernels = read_kernels(Path(profile.bundle), symbols)
+    data = exports.document(profile)
+    del data["nanoseconds"]
+    data["paper_shares"] = PAPER_SHARES
+    parts = {
+        "title": escape(f"{profile.model} on {profile.target}: profile"),
+        "css": (_PAGE / "page.css").read_text("utf-8"),
+        "js": (_PAGE / "page.js").read_text("utf-8"),
+        "data": _inside_script(_json(data)),
+        "kernels": _packed(_json(kernels)),
+        "plotly": _packed(get_plotlyjs()),
+    }
+    text = (_PAGE / "page.html").read_text("utf-8")
+    for name, value in parts.items():
+        text = text.replace(f"{{{{{name}}}}}", value)
+    return text
+
+
+def _json(value: Any) -> str:
+    return json.dumps(_plain(value), allow_nan=False, separators=(",", ":"))
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return _plain(dataclasses.asdict(value))
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def _inside_script(text: str) -> str:
+    """JSON that cannot end the script element it stands in, whatever a node is called."""
+    return text.replace("<", "\\u003c")
+
+
+def _packed(text: str) -> str:
+    # mtime 0: the same profile gives the same page
+    return base64.b64encode(gzip.compress(text.encode(), 9, mtime=0)).decode()

@@ -1,0 +1,341 @@
+"use strict";
+const data = JSON.parse(document.getElementById("data").textContent);
+const KINDS = ["stem", "depthwise", "pointwise", "conv", "squeeze-excite", "dense", "pool", "other"];
+const COLOURS = ["#e69f00", "#0072b2", "#d55e00", "#8a6d3b", "#cc79a7", "#009e73", "#56b4e9", "#8891a0"];
+const colourOf = (kind) => COLOURS[Math.max(0, KINDS.indexOf(kind))];
+const layers = data.layers;
+const $ = (id) => document.getElementById(id);
+
+const number = (value, digits = 1) => value === null || value === undefined ? "–" : value.toFixed(digits);
+const percent = (value, digits = 1) => value === null || value === undefined ? "–" : `${(100 * value).toFixed(digits)} %`;
+const micro = (us) => us === null || us === undefined ? "–" : us >= 1000 ? `${(us / 1000).toFixed(2)} ms` : `${us.toFixed(1)} µs`;
+const rating = (share) => share === null ? "" : share >= 0.7 ? "good" : share >= 0.4 ? "fair" : "poor";
+
+function element(tag, properties = {}, ...children) {
+  const node = Object.assign(document.createElement(tag), properties);
+  node.append(...children);
+  return node;
+}
+
+// -- head, cards, findings ---------------------------------------------------------------------
+
+function head() {
+  $("title").textContent = `Where the time of ${data.model} goes`;
+  const threads = data.threads === 1 ? "1 thread" : `${data.threads} threads`;
+  $("subtitle").textContent = `${data.bundle} · target ${data.target} · ${data.cpu} · ${threads} · ${data.runs} runs`;
+}
+
+function cards() {
+  const whole = data.reconciliation, phases = data.phases;
+  const roof = layers.every((row) => row.roof_us !== null) ? layers.reduce((sum, row) => sum + row.roof_us, 0) : null;
+  const entries = [
+    [micro(1000 * phases.p50_ms), `an inference; p10 ${number(phases.p10_ms, 3)}, p90 ${number(phases.p90_ms, 3)} ms`],
+    [`${number(1000 / phases.p50_ms, 0)} / s`, "inferences, one after the other"],
+    [`${number(data.mult_adds / 1e6, 1)} M`, `Mult-Adds; ${number(1e3 * phases.p50_ms / (data.mult_adds / 1e6), 1)} µs a million`],
+    [`${number(2 * data.mult_adds / 1e6 / phases.p50_ms, 0)} GFLOP/s`, data.limits ? `of ${number(data.limits.gflops, 0)} at the FMA peak` : "from end to end"],
+    [percent(roof === null ? null : roof / whole.operators_us, 0), "of the roofline, all operators together"],
+    [percent(whole.explained), `explained by operators; instruments cost ${percent(whole.difference_us / whole.without_instruments_us)}`],
+  ];
+  for (const [value, label] of entries) {
+    $("cards").append(element("div", { className: "card" }, element("b", { textContent: value }), element("span", { textContent: label })));
+  }
+}
+
+function finding(row, text) {
+  const button = element("button", { textContent: row.name, onclick: () => details(row) });
+  return element("li", {}, button, ` (${row.kind}) ${text}`);
+}
+
+function findings() {
+  const slowest = element("ol"), losses = element("ol");
+  for (const row of layers.slice(0, 3)) {
+    const limit = row.roof_share === null ? "" : `, at ${percent(row.roof_share, 0)} of what this machine could do (limit: ${row.bound})`;
+    slowest.append(finding(row, `${micro(row.time_us)}, ${percent(row.share)} of the time${limit}`));
+  }
+  $("findings").append(element("div", {}, element("h3", { textContent: "The three slowest operators" }), slowest));
+  if (!layers.every((row) => row.roof_us !== null)) return;
+  const lost = (row) => row.time_us - row.roof_us;
+  for (const row of [...layers].sort((a, b) => lost(b) - lost(a)).slice(0, 3)) {
+    losses.append(finding(row, `could be ${micro(Math.max(0, lost(row)))} faster at best (${micro(row.time_us)} → ${micro(row.roof_us)})`));
+  }
+  $("findings").append(element("div", {}, element("h3", { textContent: "Most to gain" }), losses));
+}
+
+// -- charts --------------------------------------------------------------------------------------
+
+const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+const narrow = () => window.innerWidth < 640;
+
+function layout(more) {
+  const axis = { gridcolor: css("--line"), zerolinecolor: css("--line"), linecolor: css("--line"), automargin: true, ticklabelstandoff: 4 };
+  const { xaxis = {}, yaxis = {}, ...rest } = more;
+  return {
+    paper_bgcolor: "transparent", plot_bgcolor: "transparent", autosize: true,
+    font: { family: "system-ui, sans-serif", size: narrow() ? 11 : 13, color: css("--ink") },
+    margin: { l: 8, r: 8, t: 8, b: 40 }, hovermode: "closest", dragmode: narrow() ? false : "zoom",
+    legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0 },
+    hoverlabel: { align: "left" },
+    xaxis: { ...axis, ...xaxis }, yaxis: { ...axis, ...yaxis }, ...rest,
+  };
+}
+const CONFIG = { responsive: true, displaylogo: false, displayModeBar: false };
+const safe = (text) => String(text).replaceAll("<", "‹"); // plotly reads HTML tags
+
+function kindsChart() {
+  const kinds = data.kinds.map((row) => row.name);
+  const work = data.kinds.map((row) => row.flops / Math.max(1, 2 * data.mult_adds));
+  const bar = (name, values, color, pattern) => ({
+    type: "bar", orientation: "h", name, y: kinds, x: values.map((v) => 100 * v),
+    marker: { color, pattern: pattern ? { shape: "/", size: 5, solidity: 0.25 } : undefined },
+    text: values.map((v) => percent(v)), textposition: "outside", cliponaxis: false,
+    hovertemplate: `%{y}: %{x:.2f} % (${name})<extra></extra>`,
+  });
+  const traces = [
+    bar("paper: Mult-Adds", kinds.map((kind) => data.paper_shares[kind] ?? 0), css("--soft"), true),
+    bar("here: Mult-Adds", work, "#56b4e9"),
+    bar("here: time", data.kinds.map((row) => row.share), "#d55e00"),
+  ];
+  Plotly.react("kinds", traces, layout({
+    barmode: "group", bargap: 0.25, height: 80 + 66 * kinds.length, showlegend: true,
+    legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0, traceorder: "reversed" },
+    xaxis: { title: { text: "% of the network" }, range: [0, 112] }, yaxis: { autorange: "reversed" },
+  }), CONFIG);
+}
+
+function barsChart() {
+  const ordered = [...layers].sort((a, b) => a.index - b.index);
+  const short = (row) => `${row.index} ${narrow() ? row.kind : safe(row.name)}`;
+  const traces = [];
+  for (const kind of KINDS) {
+    const rows = ordered.filter((row) => row.kind === kind);
+    if (!rows.length) continue;
+    const common = {
+      type: "bar", orientation: "h", y: rows.map(short), legendgroup: kind, name: kind, customdata: rows,
+      hovertemplate: rows.map((row) => `<b>${safe(row.name)}</b><br>${safe(row.shape)}<br>${micro(row.time_us)}, ${percent(row.share)} of the time` +
+        (row.roof_share === null ? "" : `<br>least ${micro(row.roof_us)}: ${percent(row.roof_share, 0)} of the roofline (${row.bound})`) + "<extra></extra>"),
+    };
+    const solid = rows.map((row) => row.roof_us === null ? row.time_us : Math.min(row.roof_us, row.time_us));
+    traces.push({ ...common, x: solid, marker: { color: colourOf(kind) } });
+    traces.push({
+      ...common, x: rows.map((row, i) => row.time_us - solid[i]), showlegend: false, marker: { color: colourOf(kind), opacity: 0.35 },
+      text: rows.map((row) => row.roof_share === null ? "" : percent(row.roof_share, 0)), textposition: "outside", cliponaxis: false,
+    });
+  }
+  Plotly.react("bars", traces, layout({
+    barmode: "stack", bargap: 0.25, height: 90 + 19 * ordered.length,
+    xaxis: { title: { text: "µs (label: share of the roofline)" }, range: [0, 1.14 * Math.max(...ordered.map((row) => row.time_us))] },
+    yaxis: { autorange: "reversed", categoryorder: "array", categoryarray: ordered.map(short), tickfont: { size: 11 }, dtick: 1 },
+  }), CONFIG);
+  $("bars").removeAllListeners?.("plotly_click");
+  $("bars").on("plotly_click", (event) => details(event.points[0].customdata));
+}
+
+function rooflineChart() {
+  const rows = layers.filter((row) => row.intensity > 0);
+  if (!data.limits || !rows.length) {
+    $("roofline-section").hidden = true;
+    return;
+  }
+  const xs = rows.map((row) => row.intensity), ys = rows.map((row) => row.gflops);
+  const low = Math.min(...xs) / 2, high = Math.max(...xs) * 2.5, peak = data.limits.gflops;
+  const traces = data.limits.levels.map((level, i) => {
+    const knee = peak / level.gb_per_s;
+    const end = Math.min(Math.max(knee, low), high);
+    return {
+      x: [low, end], y: [Math.min(peak, low * level.gb_per_s), Math.min(peak, end * level.gb_per_s)], mode: "lines", name: level.name,
+      line: { color: css("--soft"), width: 1.5, dash: ["solid", "dash", "dashdot", "dot"][i] }, legendgroup: "roof",
+      hovertemplate: `${level.name}: ${number(level.gb_per_s, 0)} GB/s<extra></extra>`,
+    };
+  });
+  traces.push({ x: [low, high], y: [peak, peak], mode: "lines", name: "FMA peak", line: { color: css("--ink"), width: 2 },
+    hovertemplate: `FMA peak: ${number(peak, 0)} GFLOP/s<extra></extra>` });
+  for (const kind of KINDS) {
+    const some = rows.filter((row) => row.kind === kind);
+    if (!some.length) continue;
+    traces.push({
+      x: some.map((row) => row.intensity), y: some.map((row) => row.gflops), mode: "markers", name: kind, customdata: some,
+      marker: { color: colourOf(kind), opacity: 0.8, size: some.map((row) => 8 + 70 * Math.sqrt(row.share) * (narrow() ? 0.35 : 0.5)), line: { width: 1, color: css("--panel") } },
+      hovertemplate: some.map((row) => `<b>${safe(row.name)}</b><br>${safe(row.shape)}<br>%{y:.1f} GFLOP/s at %{x:.2f} FLOP/byte<br>${percent(row.roof_share, 0)} of the roofline (${row.bound})<extra></extra>`),
+    });
+  }
+  Plotly.react("roofline", traces, layout({
+    height: narrow() ? 430 : 520,
+    xaxis: { type: "log", title: { text: "FLOP per byte" }, range: [Math.log10(low), Math.log10(high)], dtick: "D2" },
+    yaxis: { type: "log", title: { text: "GFLOP/s" }, range: [Math.log10(Math.min(...ys) / 2), Math.log10(peak * 1.6)], dtick: "D2" },
+    legend: { orientation: "h", y: -0.18, yanchor: "top", x: 0 },
+    margin: { l: 8, r: 8, t: 8, b: narrow() ? 150 : 90 },
+  }), CONFIG);
+  $("roofline").removeAllListeners?.("plotly_click");
+  $("roofline").on("plotly_click", (event) => event.points[0].customdata && details(event.points[0].customdata));
+}
+
+// -- table -----------------------------------------------------------------------------------------
+
+const COLUMNS = [
+  ["#", "index", (row) => row.index],
+  ["Layer", "name", (row) => row.name, "text"],
+  ["Kind", "kind", (row) => row.kind, "text"],
+  ["Time µs", "time_us", (row) => number(row.time_us)],
+  ["Share", "share", (row) => percent(row.share)],
+  ["Roofline", "roof_share", (row) => percent(row.roof_share, 0)],
+  ["Limit", "bound", (row) => row.bound ?? "–", "text"],
+  ["p50", "p50_us", (row) => number(row.p50_us)],
+  ["p90", "p90_us", (row) => number(row.p90_us)],
+  ["Mean", "mean_us", (row) => number(row.mean_us)],
+  ["First", "first_us", (row) => number(row.first_us)],
+  ["GFLOP/s", "gflops", (row) => number(row.gflops)],
+  ["GB/s", "gb_per_s", (row) => number(row.gb_per_s)],
+  ["FLOP/B", "intensity", (row) => number(row.intensity)],
+  ["Threads", "threads", (row) => row.threads],
+  ["Schedule", "schedule", (row) => row.schedule, "text"],
+  ["Source", "source", (row) => row.source, "text"],
+  ["Shape", "shape", (row) => row.shape, "text"],
+];
+let sorting = { key: "time_us", down: true };
+
+function tableHead() {
+  const line = element("tr");
+  for (const [title, key, , text] of COLUMNS) {
+    const button = element("button", { textContent: title, onclick: () => {
+      sorting = { key, down: sorting.key === key ? !sorting.down : !text && key !== "index" };
+      tableBody();
+    } });
+    line.append(element("th", { className: `${text ?? ""} ${key}`, scope: "col" }, button));
+  }
+  $("operators").tHead.append(line);
+  for (const kind of KINDS.filter((k) => layers.some((row) => row.kind === k))) $("kind").append(element("option", { value: kind, textContent: kind }));
+  $("filter").oninput = $("kind").onchange = tableBody;
+}
+
+function tableBody() {
+  const words = $("filter").value.toLowerCase().split(/\s+/).filter(Boolean);
+  const kind = $("kind").value;
+  const text = (row) => [row.name, row.symbol, row.kind, row.shape, row.schedule, row.source, row.bound, ...row.onnx_nodes].join(" ").toLowerCase();
+  const chosen = layers.filter((row) => (!kind || row.kind === kind) && words.every((word) => text(row).includes(word)));
+  const { key, down } = sorting;
+  const compare = (a, b) => a === b ? 0 : a === null ? 1 : b === null ? -1 : (typeof a === "string" ? a.localeCompare(b, "en", { numeric: true }) : a - b) * (down ? -1 : 1);
+  chosen.sort((a, b) => compare(a[key], b[key]) || a.index - b.index);
+  [...$("operators").tHead.rows[0].cells].forEach((cell, i) => {
+    if (COLUMNS[i][1] === key) cell.setAttribute("aria-sort", down ? "descending" : "ascending");
+    else cell.removeAttribute("aria-sort");
+  });
+  const body = $("operators").tBodies[0];
+  body.replaceChildren(...chosen.map((row) => {
+    const line = element("tr", { className: "open", tabIndex: 0, onclick: () => details(row),
+      onkeydown: (event) => { if (event.key === "Enter") details(row); } });
+    for (const [, name, show, kindOf] of COLUMNS) {
+      const cell = element("td", { className: `${kindOf ?? ""} ${name}` });
+      if (name === "kind") {
+        const chip = element("span", { className: "chip" });
+        chip.style.background = colourOf(row.kind);
+        cell.append(chip);
+      }
+      if (name === "name") { cell.title = row.onnx_nodes.join(" ") || row.symbol; }
+      if (name === "roof_share") cell.className = rating(row.roof_share);
+      cell.append(element("span", { textContent: show(row) }));
+      line.append(cell);
+    }
+    return line;
+  }));
+  const time = chosen.reduce((sum, row) => sum + row.time_us, 0);
+  $("count").textContent = `${chosen.length} of ${layers.length} operators, ${micro(time)}`;
+}
+
+// -- small tables ------------------------------------------------------------------------------------
+
+function fill(id, rows) {
+  $(id).tBodies[0].append(...rows.map(([title, value, sum]) =>
+    element("tr", { className: sum ? "sum" : "" }, element("th", { scope: "row", textContent: title }), element("td", { textContent: value }))));
+}
+
+function smallTables() {
+  const whole = data.reconciliation, phases = data.phases;
+  fill("reconciliation", [
+    ["operators", micro(whole.operators_us)],
+    ["entering and leaving the network", whole.entry_us === null ? "not seen" : micro(whole.entry_us + whole.exit_us)],
+    ["with instruments", micro(whole.with_instruments_us), true],
+    ["without instruments, from end to end", micro(whole.without_instruments_us)],
+    ["difference: the instruments", `${micro(whole.difference_us)} (${percent(whole.difference_us / whole.without_instruments_us)})`],
+    ["explained by operators", percent(whole.explained), true],
+  ]);
+  fill("phases", [
+    ["load", phases.load_seconds === null ? "loaded before" : `${number(1000 * phases.load_seconds, 0)} ms`],
+    ["first run", phases.first_ms === null ? "not known" : `${number(phases.first_ms, 3)} ms`],
+    [`warm-up, median of ${phases.warm_up_runs}`, phases.warm_up_ms === null ? "not known" : `${number(phases.warm_up_ms, 3)} ms`],
+    ["steady, p10", `${number(phases.p10_ms, 3)} ms`],
+    ["steady, p50", `${number(phases.p50_ms, 3)} ms`, true],
+    ["steady, p90", `${number(phases.p90_ms, 3)} ms`],
+  ]);
+  fill("limits", data.limits
+    ? [["processor", data.limits.cpu], ["threads", data.limits.threads], ["FMA peak, float32", `${number(data.limits.gflops, 0)} GFLOP/s`],
+       ...data.limits.levels.map((level) => [`${level.name}${level.kib ? `, ${level.kib} KiB a core` : ""}`, `${number(level.gb_per_s, 0)} GB/s`]),
+       ["measured on", data.limits.measured_on]]
+    : [["limits", "not measured"]]);
+  const parity = data.parity.outputs ?? [];
+  fill("parity", [
+    ["verdict", data.parity.state ?? "unknown", true],
+    ...parity.flatMap((output) => [
+      [`${output.output}: largest error against float64`, output.max_abs?.toExponential(1) ?? "–"],
+      ["PyTorch’s own, in float32", output.torch_max_abs?.toExponential(1) ?? "–"],
+      ["signal to noise", `${number(output.snr_db, 0)} dB`],
+      ...(output.top ?? []).map((top) => [`top-${top.k} agree`, `${top.agreed} of ${top.compared} rows`]),
+    ]),
+    ...(data.parity.not_checked ? [["not checked", data.parity.not_checked]] : []),
+  ]);
+  $("notes").append(...data.notes.map((note) => element("li", { textContent: note })));
+}
+
+// -- details -------------------------------------------------------------------------------------------
+
+async function unpacked(id) {
+  const bytes = Uint8Array.from(atob($(id).textContent), (c) => c.charCodeAt(0));
+  return new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"))).text();
+}
+let kernels = null;
+let shown = null, tab = "source";
+
+async function details(row) {
+  shown = row;
+  $("details-title").textContent = `${row.name} · ${row.symbol}`;
+  const knobs = Object.entries(row.knobs).map(([key, value]) => `${key} = ${value}`).join(", ") || "none";
+  $("details-facts").textContent = [
+    `${row.kind} ${row.shape}`, `${micro(row.time_us)}, ${percent(row.share)} of the time`,
+    `${number(row.gflops)} GFLOP/s, ${number(row.gb_per_s)} GB/s` + (row.roof_share === null ? "" : `, ${percent(row.roof_share, 0)} of the roofline (limit: ${row.bound})`),
+    `schedule ${row.schedule} (${row.source}); knobs: ${knobs}`, `ONNX nodes: ${row.onnx_nodes.join(", ") || "none"}`,
+  ].join(" · ");
+  if (!$("details").open) $("details").showModal();
+  kernels ??= JSON.parse(await unpacked("kernels-data"));
+  code();
+}
+
+function code() {
+  const kernel = kernels[shown.symbol];
+  document.querySelectorAll("[role=tab]").forEach((button) => button.setAttribute("aria-selected", String(button.dataset.tab === tab)));
+  $("code").textContent = kernel[tab] ?? `Not here: ${kernel[`${tab}_missing`]}.`;
+  $("code").scrollTop = 0;
+}
+
+// -- start -----------------------------------------------------------------------------------------------
+
+function charts() {
+  kindsChart();
+  barsChart();
+  rooflineChart();
+}
+
+async function start() {
+  head();
+  cards();
+  findings();
+  tableHead();
+  tableBody();
+  smallTables();
+  document.querySelectorAll("[role=tab]").forEach((button) => { button.onclick = () => { tab = button.dataset.tab; code(); }; });
+  $("close").onclick = () => $("details").close();
+  document.head.append(element("script", { textContent: await unpacked("plotly-code") }));
+  charts();
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", charts);
+  matchMedia("(max-width: 639px)").addEventListener("change", charts);
+  document.body.dataset.ready = "true";
+}
+start();

@@ -1,0 +1,395 @@
+"""Where the time of a bundle goes: per operator, against this machine's limits, adding up.
+
+`profile` runs the bundle and returns a `Profile`; `Profile.rows` gives flat rows by layer, by
+operator or by kind, for tables, CSV and data frames alike.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from tvm_mobilenet.errors import InputError, MissingToolError
+from tvm_mobilenet.profiling import limits as limits_module
+from tvm_mobilenet.profiling.operators import RUNS, OperatorSamples, Samples, sample_operators
+from tvm_mobilenet.profiling.roofline import Roof, roof
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from tvm_mobilenet.profiling.limits import Limits
+    from tvm_mobilenet.runtime import Bundle
+
+By = Literal["layer", "op", "kind"]
+BY: tuple[By, ...] = ("layer", "op", "kind")
+KINDS = (
+    "stem",
+    "depthwise",
+    "pointwise",
+    "separable",
+    "conv",
+    "squeeze-excite",
+    "dense",
+    "pool",
+    "other",
+)
+
+
+@dataclass(frozen=True)
+class OperatorProfile:
+    """One operator call of the network. Times are in microseconds.
+
+    `time` is the mean over the quieter half of the runs, in which times add up; the others are
+    over all steady runs. `flops` counts a multiply-add as two and nothing else, as the MobileNet
+    papers do; `bytes` is every tensor read or written once.
+    """
+
+    index: int
+    symbol: str
+    kind: str  # of KINDS
+    operator: str  # what the compiler calls it: dense for a dense layer in squeeze-excite
+    onnx_nodes: tuple[str, ...]
+    shape: str
+    schedule: str
+    source: str
+    knobs: Mapping[str, Any]
+    threads: int
+    first: float | None
+    time: float
+    mean: float
+    p50: float
+    p90: float
+    share: float  # of all operators and the overhead together
+    flops: int
+    bytes: int
+    weight_bytes: int
+    roof: Roof | None  # None: this machine's limits are not known
+
+    @property
+    def name(self) -> str:
+        """The first ONNX node it stands for, else its function's name."""
+        return self.onnx_nodes[0] if self.onnx_nodes else self.symbol
+
+
+@dataclass(frozen=True)
+class Reconciliation:
+    """The whole against its parts, in microseconds: means over the quieter half of the runs.
+
+    `operators` + `overhead` = `timed`; `plain` is the network without instruments, from runs in
+    between, and `difference` = `timed` - `plain` what the instruments cost.
+    """
+
+    operators: float
+    entry: float | None  # None: only the operators were seen, `timed` is theirs
+    exit: float | None
+    timed: float
+    plain: float
+
+    @property
+    def overhead(self) -> float | None:
+        """The call itself: checking arguments, entering and leaving the virtual machine."""
+        return None if self.entry is None or self.exit is None else self.entry + self.exit
+
+    @property
+    def difference(self) -> float:
+        """What the instruments cost."""
+        return self.timed - self.plain
+
+    @property
+    def explained(self) -> float:
+        """The operators' share of the time from end to end."""
+        return self.operators / (self.plain if self.overhead is None else self.timed)
+
+
+@dataclass(frozen=True)
+class Phases:
+    """Load, first run, warm-up and steady state, apart."""
+
+    load_seconds: float | None  # None: the bundle was loaded before
+    first_ms: float | None
+    warm_up_runs: int
+    warm_up_ms: float | None  # median of the warm-up runs
+    p10_ms: float  # steady state without instruments
+    p50_ms: float
+    p90_ms: float
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A profiled bundle. `samples` are the raw times; everything else is worked out from them."""
+
+    bundle: str
+    model: str
+    target: str
+    cpu: str
+    threads: int
+    runs: int
+    operators: tuple[OperatorProfile, ...]
+    reconciliation: Reconciliation
+    phases: Phases
+    limits: Limits | None
+    notes: tuple[str, ...]
+    parity: Mapping[str, Any]
+    samples: Samples = dataclasses.field(repr=False, compare=False)
+
+    @property
+    def mult_adds(self) -> int:
+        """Of one inference."""
+        return sum(operator.flops for operator in self.operators) // 2
+
+    def rows(self, by: By = "layer") -> list[dict[str, Any]]:
+        """Flat rows, the slowest first: `pandas.DataFrame(profile.rows())` works as it is.
+
+        `by`: "layer" is one row a call, "op" one a function (several layers may share one), "kind"
+        one a layer kind. Times in microseconds, rates in 1e9 a second; None where not known.
+        """
+        if by not in BY:
+            raise InputError(f"by must be one of {', '.join(BY)}, not {by!r}")
+        groups: dict[Any, list[OperatorProfile]] = {}
+        for operator in self.operators:
+            key = {"layer": operator.index, "op": operator.symbol, "kind": operator.kind}[by]
+            groups.setdefault(key, []).append(operator)
+        ranked = sorted(groups.values(), key=lambda group: -sum(o.time for o in group))
+        rows, cumulative = [], 0.0
+        for group in ranked:
+            cumulative += sum(operator.share for operator in group)
+            rows.append(_row(group, by, cumulative, self._percentiles(group)))
+        return rows
+
+    def _percentiles(self, group: Sequence[OperatorProfile]) -> tuple[float, float]:
+        """Median and 90th percentile, over the runs, of the group's time in a run."""
+        import numpy as np
+
+        total = sum(self.samples.operators[o.index].nanoseconds for o in group)
+        p50, p90 = np.percentile(total, [50, 90]) / 1e3
+        return float(p50), float(p90)
+
+
+def profile(
+    bundle: Bundle | str | Path,
+    *,
+    threads: int | None = None,
+    runs: int = RUNS,
+    inputs: Sequence[np.ndarray] | None = None,
+    limits: bool = True,
+    progress: Callable[[str], None] | None = None,
+    on_run: Callable[[int, int], None] | None = None,
+) -> Profile:
+    """Profile a bundle on this machine; see `operators.sample_operators` for the arguments.
+
+    `limits`: compare with the machine's limits, which are measured the first time (seconds).
+    `progress` is told what is done, `on_run` (done, total) after every run.
+    """
+    say = progress or (lambda message: None)
+    from tvm_mobilenet.profiling import machine
+    from tvm_mobilenet.runtime import Bundle as Loaded
+    from tvm_mobilenet.runtime import manifest
+
+    if isinstance(bundle, Loaded):
+        path, document = bundle.path, bundle.manifest
+    else:
+        path = Path(bundle)
+        document = manifest.read(path).document
+    say(f"profiling {path}: {runs} runs with and {runs} without instruments")
+    samples = sample_operators(bundle, threads=threads, runs=runs, inputs=inputs, progress=on_run)
+    known, notes = None, []
+    if limits:
+        try:
+            known = limits_module.limits(samples.threads, progress=progress)
+        except MissingToolError as error:
+            notes.append(f"no share of the roofline: {error}")
+    return summarise(
+        samples,
+        document,
+        bundle=str(path),
+        cpu=machine.cpu_name(),
+        limits=known,
+        notes=notes,
+    )
+
+
+def summarise(
+    samples: Samples,
+    document: Mapping[str, Any],
+    *,
+    bundle: str,
+    cpu: str,
+    limits: Limits | None,
+    notes: Iterable[str] = (),
+) -> Profile:
+    """Work out a profile from raw samples and the bundle's manifest; nothing is measured."""
+    import numpy as np
+
+    quiet = _quieter_half(samples.timed)
+    timed = float(samples.timed[quiet].mean()) / 1e3
+    entry, exit_ = (
+        None if part is None else float(part[quiet].mean()) / 1e3
+        for part in (samples.entry, samples.exit)
+    )
+    kinds = layer_kinds([operator.kind for operator in samples.operators])
+    weights = sum(_bytes(o, "weight_bytes") for o in samples.operators)
+    operators = tuple(
+        _operator(operator, kind, quiet, timed, samples.threads, limits, weights)
+        for operator, kind in zip(samples.operators, kinds, strict=True)
+    )
+    reconciliation = Reconciliation(
+        operators=sum(operator.time for operator in operators),
+        entry=entry,
+        exit=exit_,
+        timed=timed,
+        plain=float(samples.plain[_quieter_half(samples.plain)].mean()) / 1e3,
+    )
+    p10, p50, p90 = (float(p) / 1e6 for p in np.percentile(samples.plain, [10, 50, 90]))
+    phases = Phases(
+        load_seconds=samples.load_seconds,
+        first_ms=None if samples.first is None else samples.first / 1e6,
+        warm_up_runs=len(samples.warm_up),
+        warm_up_ms=float(np.median(samples.warm_up)) / 1e6 if len(samples.warm_up) else None,
+        p10_ms=p10,
+        p50_ms=p50,
+        p90_ms=p90,
+    )
+    notes = list(notes)
+    if limits and not limits.quiet:
+        notes.append(
+            "this machine's limits were measured while it was busy: they may be too low; "
+            "profile again when it is idle"
+        )
+    return Profile(
+        bundle=bundle,
+        model=str(document["model"]["name"]),
+        target=str(document["target"]["name"]),
+        cpu=cpu,
+        threads=samples.threads,
+        runs=len(samples.timed),
+        operators=operators,
+        reconciliation=reconciliation,
+        phases=phases,
+        limits=limits,
+        notes=tuple(notes),
+        parity=document["parity"],
+        samples=samples,
+    )
+
+
+def layer_kinds(operators: Sequence[str]) -> list[str]:
+    """The layer kind, of KINDS, of each operator, given what the compiler calls them in order.
+
+    Squeeze-excite is a pooling, dense layers, and a `scale` that multiplies them back onto a
+    feature map; what follows a pooling without one is the network's head.
+    """
+    kinds = [kind if kind in KINDS else "other" for kind in operators]
+    pooling = None
+    for i, operator in enumerate(operators):
+        if operator == "pool":
+            pooling = i
+        elif operator == "scale" and pooling is not None:
+            kinds[pooling : i + 1] = ["squeeze-excite"] * (i + 1 - pooling)
+            pooling = None
+        elif operator not in ("dense", "elementwise"):
+            pooling = None
+    return kinds
+
+
+def _operator(
+    samples: OperatorSamples,
+    kind: str,
+    quiet: np.ndarray,
+    whole: float,
+    threads: int,
+    limits: Limits | None,
+    all_weights: int,
+) -> OperatorProfile:
+    import numpy as np
+
+    described = samples.description
+    microseconds = samples.nanoseconds / 1e3
+    p50, p90 = np.percentile(microseconds, [50, 90])
+    time = float(microseconds[quiet].mean())
+    flops, moved = 2 * int(described["mult_adds"]), _bytes(samples, "bytes")
+    weights = min(_bytes(samples, "weight_bytes"), moved)
+    used = threads if described["parallel"] else 1
+    return OperatorProfile(
+        index=samples.index,
+        symbol=samples.symbol,
+        kind=kind,
+        operator=samples.kind,
+        onnx_nodes=tuple(described["onnx_nodes"]),
+        shape=str(described["shape"]),
+        schedule=str(described["schedule"]),
+        source=str(described["source"]),
+        knobs=described["knobs"],
+        threads=used,
+        first=None if samples.first is None else samples.first / 1e3,
+        time=time,
+        mean=float(microseconds.mean()),
+        p50=float(p50),
+        p90=float(p90),
+        share=time / whole,
+        flops=flops,
+        bytes=moved,
+        weight_bytes=weights,
+        roof=None if limits is None else roof(flops, weights, moved - weights, all_weights, limits),
+    )
+
+
+def _bytes(samples: OperatorSamples, key: str) -> int:
+    return int(samples.description[key])
+
+
+def _quieter_half(totals: np.ndarray) -> np.ndarray:
+    """The indices of the faster half of the runs, at least one."""
+    import numpy as np
+
+    order: np.ndarray = np.argsort(totals, kind="stable")[: (len(totals) + 1) // 2]
+    return order
+
+
+def _row(
+    group: Sequence[OperatorProfile], by: By, cumulative: float, percentiles: tuple[float, float]
+) -> dict[str, Any]:
+    head = group[0]
+    time, flops, moved = (
+        sum(getattr(operator, name) for operator in group) for name in ("time", "flops", "bytes")
+    )
+    firsts = [operator.first for operator in group]
+    roofs = [operator.roof for operator in group if operator.roof is not None]
+    least = sum(r.microseconds for r in roofs) if len(roofs) == len(group) else None
+    single = by == "layer"
+    return {
+        "name": {"layer": head.name, "op": head.symbol, "kind": head.kind}[by],
+        "index": head.index if single else None,
+        "kind": head.kind,
+        "symbol": None if by == "kind" else head.symbol,
+        "shape": None if by == "kind" else head.shape,
+        "onnx_nodes": [node for operator in group for node in operator.onnx_nodes],
+        "calls": len(group),
+        "first_us": None if None in firsts else sum(filter(None, firsts)),
+        "time_us": time,
+        "mean_us": sum(operator.mean for operator in group),
+        "p50_us": percentiles[0],
+        "p90_us": percentiles[1],
+        "share": sum(operator.share for operator in group),
+        "cumulative_share": cumulative,
+        "flops": flops,
+        "bytes": moved,
+        "gflops": flops / time / 1e3,
+        "gb_per_s": moved / time / 1e3,
+        "intensity": flops / moved if moved else None,
+        "roof_us": least,
+        "roof_share": None if least is None else least / time,
+        "bound": _same([o.roof.bound for o in group if o.roof]),
+        "threads": max(operator.threads for operator in group),
+        "schedule": _same([operator.schedule for operator in group]),
+        "source": _same([operator.source for operator in group]),
+        "knobs": dict(head.knobs) if by != "kind" else None,
+    }
+
+
+def _same(values: Sequence[str]) -> str | None:
+    """The value that all share, "mixed", or None for none."""
+    distinct = set(values)
+    return None if not distinct else distinct.pop() if len(distinct) == 1 else "mixed"

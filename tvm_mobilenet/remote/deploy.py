@@ -1,0 +1,194 @@
+"""A bundle on another machine: uploaded, proven on its own samples, timed, and removed."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tvm_mobilenet.errors import InputError, NothingMeasuredError, UsageError
+from tvm_mobilenet.parity.judge import ParityReport, judge
+from tvm_mobilenet.parity.samples import load_samples
+from tvm_mobilenet.remote.errors import RemoteError
+from tvm_mobilenet.remote.network import NetworkRun, run_network
+from tvm_mobilenet.remote.process import Process
+from tvm_mobilenet.remote.tracker import Address, Grant, Tracker, check_key
+from tvm_mobilenet.runtime import manifest
+
+if TYPE_CHECKING:
+    import numpy as np
+
+_GRACE_SECONDS = 15.0  # for the device to end the session by itself, and to say so
+
+
+@dataclass(frozen=True)
+class OperatorTime:
+    """One operator call of the network, in order of execution: median and share of the whole."""
+
+    name: str  # its first ONNX node's, else its function's
+    kind: str
+    shape: str
+    schedule: str
+    seconds: float
+    share: float
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """A bundle's run on a device. `seconds`: each timed run's; `uploaded`: bytes.
+
+    `operators` is empty unless it was asked for; their times are of runs of their own, with a
+    clock read around each.
+    """
+
+    bundle: Path
+    target: str
+    device: str
+    key: str
+    threads: int
+    uploaded: int
+    parity: ParityReport
+    seconds: tuple[float, ...]
+    operators: tuple[OperatorTime, ...]
+
+    @property
+    def median_seconds(self) -> float:
+        """The median of the timed runs."""
+        return statistics.median(self.seconds)
+
+    @property
+    def p95_seconds(self) -> float:
+        """Ninety-five in a hundred timed runs took at most this long."""
+        return sorted(self.seconds)[math.ceil(0.95 * len(self.seconds)) - 1]
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it as JSON values."""
+        return {
+            "bundle": str(self.bundle),
+            "target": self.target,
+            "device": self.device,
+            "key": self.key,
+            "threads": self.threads,
+            "uploaded_bytes": self.uploaded,
+            "parity": self.parity.to_json(),
+            "latency_seconds": {
+                "median": self.median_seconds,
+                "min": min(self.seconds),
+                "p95": self.p95_seconds,
+                "max": max(self.seconds),
+                "runs": len(self.seconds),
+            },
+            "operators": [asdict(operator) for operator in self.operators],
+        }
+
+
+def deploy(
+    bundle: str | Path,
+    *,
+    tracker: str | None = None,
+    key: str | None = None,
+    rpc: str | None = None,
+    threads: int | None = None,
+    runs: int | None = None,
+    per_operator: bool = False,
+    wait_sec: float = 60.0,
+    timeout_sec: float = 600.0,
+    progress: Callable[[str], None] | None = None,
+) -> Deployment:
+    """Run a bundle on a device over TVM's RPC; a failed parity is in the result, not raised.
+
+    tracker, key: "HOST:PORT" of a tracker and the device's key there; or
+    rpc: "HOST:PORT" of a server without a tracker, with the `key` it was started with, if any.
+    threads: None takes what the bundle was built with, else its target's cores.
+    runs: timed runs; None takes as many as fill three seconds, 5 to 1000.
+    per_operator: time every operator too, in at most 100 runs.
+    wait_sec: how long to wait for a free device. timeout_sec: for everything after that.
+
+    The device needs a server of TVM's runtime, `python -m tvm.exec.rpc_server`, and nothing of
+    ours. **This runs the bundle's code there.** Raises InputError: no bundle, a changed file, no
+    tracker, no such device. NothingMeasuredError: the device failed, vanished or took too long.
+    """
+    say = progress or (lambda message: None)
+    if (rpc is None) == (tracker is None) or (tracker is not None and key is None):
+        raise UsageError("give either a tracker and a key, or the address of a server as rpc")
+    for name, value in (("threads", threads), ("runs", runs)):
+        if value is not None and value < 1:
+            raise InputError(f"{name} must be at least 1, not {value}")
+    directory = Path(bundle)
+    contents = manifest.read(directory)
+    manifest.check_files(directory, contents)
+    samples = load_samples(
+        directory / manifest.SAMPLES,
+        [tensor.name for tensor in contents.inputs],
+        [tensor.name for tensor in contents.outputs],
+    )
+    target: Mapping[str, Any] = contents.document["target"]
+    threads = threads or contents.threads or int(target["cores"])
+    size = contents.files[manifest.LIBRARY].size
+    with Process() as process:
+        try:
+            process.start()  # before a device is asked for: it waits for us only seconds
+            grant = _granted(tracker, key, rpc, wait_sec)
+            say(f"uploading {size / 1e6:.1f} MB to {grant.address} and running on it")
+            run: NetworkRun = process.call(
+                run_network,
+                grant,
+                directory / manifest.LIBRARY,
+                [list(sample.inputs.values()) for sample in samples],
+                threads=threads,
+                runs=runs,
+                operators=len(contents.document["operators"]) if per_operator else None,
+                seconds=timeout_sec,
+                timeout=timeout_sec + _GRACE_SECONDS,
+            )
+        except RemoteError as error:
+            raise NothingMeasuredError(
+                f"{error}; the bundle was built for {target['name']} ({target['mtriple']})"
+            ) from error
+    names = [tensor.name for tensor in contents.outputs]
+    results = [dict(zip(names, outputs, strict=True)) for outputs in run.outputs]
+    report = judge(results, samples)
+    return Deployment(
+        directory,
+        target["name"],
+        str(grant.address),
+        key or "",
+        threads,
+        size,
+        report,
+        run.seconds,
+        () if run.stamps is None else _operators(contents.document["operators"], run.stamps),
+    )
+
+
+def _operators(
+    described: Sequence[Mapping[str, Any]], stamps: np.ndarray
+) -> tuple[OperatorTime, ...]:
+    """The manifest's operators with their medians; stamps: (runs, operators + 1) nanoseconds."""
+    import numpy as np
+
+    medians = np.median(np.diff(stamps, axis=1), axis=0) / 1e9
+    return tuple(
+        OperatorTime(
+            str(next(iter(entry["onnx_nodes"]), entry["symbol"])),
+            str(entry["kind"]),
+            str(entry["shape"]),
+            str(entry["schedule"]),
+            float(seconds),
+            float(seconds / medians.sum()),
+        )
+        for entry, seconds in zip(described, medians, strict=True)
+    )
+
+
+def _granted(tracker: str | None, key: str | None, rpc: str | None, wait_sec: float) -> Grant:
+    """A device of the tracker's, or the one at a known address."""
+    if rpc is not None:
+        return Grant(Address.parse(rpc), "" if not key else check_key(key))
+    assert tracker is not None and key is not None
+    source = Tracker(Address.parse(tracker))
+    source.of_key(check_key(key))
+    return source.request(key, wait_seconds=wait_sec)

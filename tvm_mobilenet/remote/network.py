@@ -1,0 +1,100 @@
+"""Running a whole network on one device; runs in the worker's process."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tvm_mobilenet.remote.errors import RemoteError
+from tvm_mobilenet.remote.session import session, uploaded, use_threads
+from tvm_mobilenet.remote.tracker import Grant
+from tvm_mobilenet.runtime.library import TIMED_ENTRY
+
+if TYPE_CHECKING:
+    import numpy as np
+    from tvm.runtime.vm import VirtualMachine
+
+_ENTRY = "main"
+_TIMED_SECONDS, _FEWEST_RUNS, _MOST_RUNS = 3.0, 5, 1000
+_MOST_STAMPED_RUNS = 100
+
+
+@dataclass(frozen=True)
+class NetworkRun:
+    """What a network gave on a device: outputs by sample and position, seconds of each timed run.
+
+    `stamps`: the device's clock in nanoseconds before the first operator and after each one, (runs,
+    operators + 1); None where not asked for.
+    """
+
+    outputs: tuple[tuple[np.ndarray, ...], ...]
+    seconds: tuple[float, ...]
+    stamps: np.ndarray | None
+
+
+def run_network(
+    grant: Grant,
+    library: Path,
+    samples: Sequence[Sequence[np.ndarray]],
+    *,
+    threads: int,
+    runs: int | None,
+    operators: int | None,
+    seconds: float,
+) -> NetworkRun:
+    """Run a bundle's library on each sample (its inputs in order), then time it on the last one.
+
+    runs: how many timed runs; None takes as many as fill three seconds, 5 to 1000.
+    operators: how many the network has, to time each of them; None does not.
+    seconds: for all of it, kept by the device. Raises as `session.session` does.
+    """
+    import tvm
+    from tvm.runtime.vm import VirtualMachine
+
+    with session(grant, seconds) as connection, uploaded(connection, library) as module:
+        use_threads(connection, threads)
+        device = connection.cpu(0)
+        machine = VirtualMachine(module, device)
+        outputs = []
+        for inputs in samples:
+            arrays = [tvm.runtime.tensor(array, device=device) for array in inputs]
+            machine.set_input(_ENTRY, *arrays)
+            machine.invoke_stateful(_ENTRY)
+            outputs.append(tuple(_arrays(machine.get_outputs(_ENTRY))))
+        once = machine.time_evaluator("invoke_stateful", device, number=1, repeat=1)
+        estimate = float(once(_ENTRY).results[0])
+        fitting = int(_TIMED_SECONDS / max(estimate, 1e-9))
+        count = runs or min(max(fitting, _FEWEST_RUNS), _MOST_RUNS)
+        timed = machine.time_evaluator("invoke_stateful", device, number=1, repeat=count)
+        times = tuple(float(value) for value in timed(_ENTRY).results)
+        stamps = None
+        if operators is not None:
+            some = min(count, _MOST_STAMPED_RUNS)
+            stamps = _stamps(machine, arrays, operators, device, some)
+        return NetworkRun(tuple(outputs), times, stamps)
+
+
+def _stamps(
+    machine: VirtualMachine, inputs: Sequence[Any], operators: int, device: Any, runs: int
+) -> np.ndarray:
+    """See `compiler_pass.timed_entry`. Called as it is: `set_input` would copy the stamps."""
+    import numpy as np
+    import tvm
+
+    try:
+        entry = machine[TIMED_ENTRY]
+    except AttributeError as error:
+        raise RemoteError(f"the bundle has no {TIMED_ENTRY}; build it again") from error
+    stamps = tvm.runtime.tensor(np.zeros(operators + 1, np.int64), device=device)
+    rows = []
+    for _ in range(runs + 1):  # the first warms up
+        entry(*inputs, stamps)
+        rows.append(stamps.numpy())
+    return np.array(rows[1:])
+
+
+def _arrays(result: Any) -> list[np.ndarray]:
+    """One output or several, copied from the device."""
+    return [tensor.numpy() for tensor in (result if isinstance(result, tuple) else (result,))]

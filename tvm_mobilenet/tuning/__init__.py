@@ -1,0 +1,36 @@
+"""Tuning: measure schedules on a device, keep what is faster and right, never lose a measurement.
+
+``tune`` (`session.py`) is the way through: tasks of a network -> baselines -> search -> finalists
+inside the network -> records that `build` applies.
+
+``task``       the operators of a network that are worth tuning, with their count
+``search``     candidates of one task: what to measure next
+``ranking``    the learned order of candidates
+``schedule``   which task gets the next trials
+``measure``    candidates -> seconds, through MetaSchedule's Builder and Runner
+``check``      a kernel's numbers against its plain function
+``network``    whole networks: compiled with given knobs, timed per operator and end to end
+``store``      measurements, one JSON line each, that survive kill -9
+``records``    the winners, and which of them apply to a build
+``sketch``     MetaSchedule's generated search space, for what has no template
+
+What is TVM's and what is ours
+------------------------------
+TVM's: MetaSchedule's interfaces of Builder and Runner (so that its LocalRunner, its RPCRunner and
+any other measure for us), its LocalRunner itself, its evaluator, and for ``--space sketch`` the
+whole of it: space generation, evolutionary search, cost model, database.
+
+Ours, because MetaSchedule has nothing for it:
+
+* candidates. MetaSchedule searches over *traces* of schedule primitives; our kernels are written
+  with the IR builder and have none. A candidate is (operator, rule, knobs), the spaces are small
+  enough to be ranked as a whole, and evolution over traces has nothing to work on.
+* the builder. MetaSchedule's LocalBuilder starts its processes anew for every batch and imports
+  tensor intrinsics in each; ours keeps them.
+* the ranking. Of the learned part xgboost is the same; the features are the knobs and the
+  operator's proportions instead of MetaSchedule's per-store features, which need every candidate's
+  kernel to be built before it can be ranked.
+* cold measurements, the choice inside the network, the store and the records: see the modules.
+"""
+
+from __future__ import annotations

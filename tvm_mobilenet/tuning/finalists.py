@@ -1,0 +1,158 @@
+"""The last choice: finalists are checked, timed inside the network, and the networks raced."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tvm_mobilenet.tuning import check, network
+from tvm_mobilenet.tuning.check import Job
+from tvm_mobilenet.tuning.network import Network
+from tvm_mobilenet.tuning.records import InNetwork
+from tvm_mobilenet.tuning.search import TaskSearch
+from tvm_mobilenet.tuning.task import Candidate
+
+if TYPE_CHECKING:
+    from tvm_mobilenet.frontend import ImportedModel
+    from tvm_mobilenet.targets import TargetSpec
+    from tvm_mobilenet.tuning.device import Device
+
+FINALISTS = 3  # candidates of an operator that are tried inside the network
+# A finalist may be this much slower than the analytic choice alone: the network may like it better.
+MARGIN = 1.03
+# For how long everything here takes: compilations of the network, and seconds of timing.
+COMPILATIONS, TIMING_SECONDS = FINALISTS + 2, 10.0
+
+
+@dataclass(frozen=True)
+class Settled:
+    """What was chosen.
+
+    chosen: by operator; operators that keep the analytic choice are not in it.
+    inside: by operator, what was measured in the network.
+    race: seconds of a run (analytic and tuned, rounds); None when there was none.
+    faults: finalists whose numbers were wrong, one line each.
+    """
+
+    chosen: dict[str, Candidate] = field(default_factory=dict)
+    inside: dict[str, InNetwork] = field(default_factory=dict)
+    race: np.ndarray | None = None
+    faults: tuple[str, ...] = ()
+
+
+class Finalists:
+    """Of one network; a context manager, for it keeps compiled networks."""
+
+    def __init__(
+        self,
+        imported: ImportedModel,
+        label: str,
+        target: TargetSpec,
+        device: Device,
+        info: Callable[[str], None],
+        warn: Callable[[str], None],
+    ) -> None:
+        self._imported, self._label, self._target, self._device = imported, label, target, device
+        self._info, self._warn = info, warn
+        self._folder = tempfile.TemporaryDirectory(prefix="tvm-mobilenet-tune-")
+        self._baseline: Network | None = None
+        self._compiled = 0
+
+    def __enter__(self) -> Finalists:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._folder.cleanup()
+
+    def expected_seconds(self) -> float:
+        """About how long `settle` will take; compiles the analytic network to know."""
+        self._info("compiling the network with analytic knobs")
+        start = time.monotonic()
+        self._baseline = self._compile({})
+        return COMPILATIONS * (time.monotonic() - start) + TIMING_SECONDS
+
+    def settle(self, searches: Sequence[TaskSearch]) -> Settled:
+        """Choose per operator. Raises NothingMeasuredError when the networks do not run."""
+        sound, faults = self._sound(searches)
+        if not sound:
+            return Settled(faults=tuple(faults))
+        baseline = self._baseline or self._compile({})
+        networks = [baseline]
+        for place in range(max(map(len, sound.values()))):
+            networks.append(
+                self._compile(
+                    {op: found[place] for op, found in sound.items() if place < len(found)}
+                )
+            )
+        self._info(f"timing every operator inside {len(networks)} networks")
+        times = network.time_operators(networks, self._imported, self._device)
+        counts = {search.task.operator: search.task.count for search in searches}
+        chosen: dict[str, Candidate] = {}
+        inside: dict[str, InNetwork] = {}
+        for operator, found in sound.items():
+            mine = times[operator][: len(found) + 1]
+            winner = network.choose(mine)
+            before, after = (float(np.median(mine[place])) for place in (0, winner))
+            inside[operator] = InNetwork(self._label, counts[operator], before, after)
+            if winner:
+                chosen[operator] = found[winner - 1]
+        race, chosen = self._raced(baseline, chosen, inside)
+        return Settled(chosen, inside, race, tuple(faults))
+
+    def _raced(
+        self, baseline: Network, chosen: dict[str, Candidate], inside: dict[str, InNetwork]
+    ) -> tuple[np.ndarray | None, dict[str, Candidate]]:
+        """The whole network, analytic against tuned; while tuned loses, half of it is given up."""
+        while chosen:
+            self._info(f"racing the network, {len(chosen)} operators tuned, against the analytic")
+            tuned = self._compile(chosen)
+            race = network.time_networks([baseline, tuned], self._imported, self._device)
+            if network.ratio(race[0], race[1]).value >= 1.0:
+                return race, chosen
+            # who gained least goes first: that gain is the least certain
+            gains = {op: inside[op].baseline_seconds - inside[op].seconds for op in chosen}
+            kept = sorted(chosen, key=lambda op: gains[op], reverse=True)[: len(chosen) // 2]
+            chosen = {operator: chosen[operator] for operator in kept}
+        return None, chosen
+
+    def _sound(
+        self, searches: Sequence[TaskSearch]
+    ) -> tuple[dict[str, list[Candidate]], list[str]]:
+        """By operator the finalists whose numbers are right, best first; and what was wrong."""
+        work = [(search.task, c) for search in searches for c in finalists(search)]
+        if not work:
+            return {}, []
+        self._info(f"checking the numbers of {len(work)} finalists")
+        jobs = [Job(t.operator, c.rule.name, c.knobs, self._target) for t, c in work]
+        sound: dict[str, list[Candidate]] = {}
+        faults = []
+        for (task, candidate), fault in zip(work, check.faults(jobs, self._device), strict=True):
+            if fault is None:
+                sound.setdefault(task.operator, []).append(candidate)
+            else:
+                faults.append(f"{task.label}: {candidate.key}: {fault}")
+                self._warn(f"not recorded: {faults[-1]}")
+        return sound, faults
+
+    def _compile(self, choice: dict[str, Candidate]) -> Network:
+        self._compiled += 1
+        library = Path(self._folder.name) / f"{self._compiled}.so"
+        return network.compile_network(self._imported, self._target, choice, library)
+
+
+def finalists(search: TaskSearch) -> list[Candidate]:
+    """The fastest of a task that may beat the analytic choice inside the network, best first."""
+    if search.baseline is None:
+        return []
+    return [
+        candidate
+        for candidate, measurement in search.fastest(FINALISTS + 1)
+        if candidate.key != search.task.baseline.key
+        and (measurement.seconds or 0.0) <= search.baseline * MARGIN
+    ][:FINALISTS]

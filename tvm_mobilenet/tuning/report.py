@@ -1,0 +1,126 @@
+"""What a tuning run found, as data; the command line prints it."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tvm_mobilenet.tuning.records import InNetwork, Setting
+from tvm_mobilenet.tuning.store import os_errors_named
+
+if TYPE_CHECKING:
+    from tvm_mobilenet.profiling.statistics import Ratio
+
+
+@dataclass(frozen=True)
+class TaskOutcome:
+    """One operator. Seconds are of one cold run alone; ``in_network`` is measured where it runs."""
+
+    kind: str
+    shape: str
+    count: int
+    trials: int
+    failed: int
+    first_failure: str | None
+    baseline_seconds: float | None
+    best_seconds: float | None
+    in_network: InNetwork | None
+    tuned: bool  # whether a record of it was written
+    knobs: dict[str, Any] | None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One run. ``before_seconds`` and ``after_seconds`` are of the whole network, end to end,
+    measured in turns; None when nothing was faster or nothing could be raced here.
+
+    ``spent``: seconds by what was done. ``reused``: trials of earlier runs that were not repeated.
+    ``faults``: finalists whose numbers were wrong.
+    """
+
+    network: str
+    target: str
+    directory: Path
+    setting: Setting
+    tasks: tuple[TaskOutcome, ...]
+    trials: int
+    reused: int
+    faults: tuple[str, ...]
+    before_seconds: float | None
+    after_seconds: float | None
+    speed_up: Ratio | None
+    records: int
+    stopped: str
+    seconds: float
+    spent: dict[str, float]
+
+    @property
+    def trials_per_minute(self) -> float | None:
+        """Of this run, over the time of searching alone; None when none was made."""
+        fresh = self.trials - self.reused
+        search = sum(self.spent.get(name, 0.0) for name in SEARCHING)
+        return 60.0 * fresh / search if fresh and search else None
+
+    def predicted(self, which: str) -> float:
+        """Sum over the operators of calls times seconds alone: ``baseline`` or ``best``."""
+        return sum(t.count * (getattr(t, f"{which}_seconds") or 0.0) for t in self.tasks)
+
+
+SEARCHING = ("choosing candidates", "building", "measuring", "storing")
+COLUMNS = (
+    "kind",
+    "shape",
+    "count",
+    "share",
+    "trials",
+    "failed",
+    "analytic_us",
+    "best_us",
+    "network_before_us",
+    "network_after_us",
+    "tuned",
+)
+
+
+def rows(outcome: Outcome) -> list[tuple[Any, ...]]:
+    """The table of the operators, see COLUMNS; times of one call in microseconds."""
+    total = outcome.predicted("baseline") or 1.0
+    table = []
+    for task in outcome.tasks:
+        inside = task.in_network
+        table.append(
+            (
+                task.kind,
+                task.shape,
+                task.count,
+                task.count * (task.baseline_seconds or 0.0) / total,
+                task.trials,
+                task.failed,
+                _us(task.baseline_seconds),
+                _us(task.best_seconds),
+                _us(inside.baseline_seconds / inside.calls if inside else None),
+                _us(inside.seconds / inside.calls if inside else None),
+                task.tuned,
+            )
+        )
+    return table
+
+
+def write_csv(outcome: Outcome, path: Path) -> None:
+    """The same table and a last line for the network; InputError when it cannot be written."""
+    with os_errors_named(path), path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(COLUMNS)
+        writer.writerows(rows(outcome))
+        ends = (_us(outcome.before_seconds), _us(outcome.after_seconds))
+        sums = (_us(outcome.predicted("baseline")), _us(outcome.predicted("best")))
+        failed = sum(task.failed for task in outcome.tasks)
+        tuned = sum(task.tuned for task in outcome.tasks)
+        whole = ("network", outcome.network, 1, 1.0, outcome.trials, failed, *sums, *ends, tuned)
+        writer.writerow(whole)
+
+
+def _us(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds * 1e6, 3)

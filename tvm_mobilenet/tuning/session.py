@@ -1,0 +1,307 @@
+"""A tuning run from the model to the records: baselines, search, finalists, records."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tvm_mobilenet.errors import NothingMeasuredError
+from tvm_mobilenet.schedules.base import fingerprint
+from tvm_mobilenet.tuning import network
+from tvm_mobilenet.tuning.finalists import Settled
+from tvm_mobilenet.tuning.measure import Measurement, Measurer
+from tvm_mobilenet.tuning.ranking import LearnedRanking
+from tvm_mobilenet.tuning.records import (
+    SHIPPED,
+    InNetwork,
+    Record,
+    Setting,
+    directory_of,
+    update_records,
+)
+from tvm_mobilenet.tuning.report import Outcome, TaskOutcome
+from tvm_mobilenet.tuning.schedule import allot
+from tvm_mobilenet.tuning.search import TaskSearch
+from tvm_mobilenet.tuning.store import Measured, MeasuredLog
+from tvm_mobilenet.tuning.task import Candidate, tasks_of
+from tvm_mobilenet.tuning.transfer import earlier_winners, known_measurements
+
+if TYPE_CHECKING:
+    from tvm_mobilenet.frontend import ImportedModel
+    from tvm_mobilenet.targets import TargetSpec
+
+BATCH = 16  # candidates that are built together, then measured one after the other
+
+
+@dataclass(frozen=True)
+class Limits:
+    """When to stop: trials in all (earlier runs' included), seconds of this run; None: no limit."""
+
+    trials: int | None = None
+    seconds: float | None = None
+
+
+@dataclass
+class Clock:
+    """Where the time of a run goes, in seconds by what was done."""
+
+    start: float = field(default_factory=time.monotonic)
+    spent: dict[str, float] = field(default_factory=dict)
+
+    def lap(self, name: str, since: float) -> None:
+        self.spent[name] = self.spent.get(name, 0.0) + time.monotonic() - since
+
+    @property
+    def elapsed(self) -> float:
+        return time.monotonic() - self.start
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where things are measured and written: the target, its setting, the directory of logs."""
+
+    target: TargetSpec
+    setting: Setting
+    logs: Path = SHIPPED
+
+    @property
+    def directory(self) -> Path:
+        return self.logs / directory_of(self.target)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A candidate about to be measured, with its kernel."""
+
+    search: TaskSearch
+    candidate: Candidate
+    kernel: Any
+    fingerprint: str
+
+
+class Session:
+    """One network being tuned in one place."""
+
+    def __init__(
+        self,
+        imported: ImportedModel,
+        label: str,
+        place: Place,
+        measurer: Measurer,
+        *,
+        seed: int = 0,
+        info: Callable[[str], None] = lambda message: None,
+        warn: Callable[[str], None] = lambda message: None,
+        progress: Callable[[int, int, str], None] = lambda done, total, label: None,
+    ) -> None:
+        """label: the network's name in records and tables."""
+        self.label, self.place, self.seed = label, place, seed
+        self._measurer = measurer
+        self._info, self._warn, self._progress = info, warn, progress
+        self.clock = Clock()
+        self._log = MeasuredLog(place.directory)
+        self.tasks = tasks_of(imported, place.target)
+        self._ranking = LearnedRanking(place.target, seed)
+        self._kernels: dict[str, set[str]] = {}  # fingerprints of what was tried, by operator
+        self.reused = 0
+        self.searches = self._searches()
+
+    # ---- search
+
+    def _searches(self) -> list[TaskSearch]:
+        """The tasks with what earlier runs know of them."""
+        entries, damaged = self._log.read()
+        for remark in damaged:
+            self._warn(f"{remark}; it is passed over ('logs prune' removes it)")
+        winners = earlier_winners(self.place.logs, self.place.target)
+        searches = []
+        for task in self.tasks:
+            search = TaskSearch(task, self.seed, winners.seeds_for(task))
+            known = known_measurements(task, entries, self.place.setting)
+            self._kernels[task.operator] = {identity for _, _, identity in known}
+            for candidate, measurement, _ in known:
+                search.record(candidate, measurement)
+                self.reused += 1
+            searches.append(search)
+        return searches
+
+    @property
+    def trials(self) -> int:
+        """Candidates tried, earlier runs' included."""
+        return sum(len(search.tried) for search in self.searches)
+
+    def search(self, limits: Limits) -> str:
+        """Measure until a limit is reached or nothing promises more; returns why it stopped.
+
+        Raises NothingMeasuredError when not one candidate could be measured.
+        """
+        while True:
+            room = BATCH if limits.trials is None else min(BATCH, limits.trials - self.trials)
+            fresh = [search for search in self.searches if not search.tried]
+            if fresh:
+                room = len(fresh)  # every task gets its baseline, whatever the limit
+            elif room <= 0:
+                return f"{limits.trials} trials are done"
+            elif limits.seconds is not None and self.clock.elapsed >= limits.seconds:
+                return f"the time for searching ({limits.seconds:.0f} s) is over"
+            batch = self._propose(room)
+            if not batch:
+                return "nothing improved any more"
+            self._measure(batch)
+            self._report_progress(limits)
+            if all(search.best is None for search in self.searches):
+                reasons = [reason for search in self.searches for reason in search.failures]
+                raise NothingMeasuredError(
+                    f"none of {self.trials} candidates could be measured; the first: {reasons[0]}"
+                )
+
+    def _propose(self, room: int) -> list[Trial]:
+        """The next candidates with their kernels.
+
+        Different knobs may make the same kernel (one more tile in a row than there are, say):
+        that is measured once.
+        """
+        start = time.monotonic()
+        self._ranking.learn(self.searches)
+        batch: list[Trial] = []
+        for search, share in zip(self.searches, allot(self.searches, room), strict=True):
+            seen = self._kernels.setdefault(search.task.operator, set())
+            room_left = share
+            while room_left and (proposed := search.propose(room_left, self._ranking)):
+                for candidate in proposed:
+                    kernel = candidate.rule.build(search.task.spec, candidate.knobs)
+                    identity = fingerprint(kernel)
+                    if identity not in seen:
+                        seen.add(identity)
+                        batch.append(Trial(search, candidate, kernel, identity))
+                        room_left -= 1
+        self.clock.lap("choosing candidates", start)
+        return batch
+
+    def _measure(self, batch: Sequence[Trial]) -> None:
+        measurements = self._measurer.measure([trial.kernel for trial in batch])
+        for name, seconds in self._measurer.spent.items():
+            self.clock.spent[name] = seconds
+        start = time.monotonic()
+        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        entries = [
+            Measured(
+                operator=trial.search.task.operator,
+                rule=trial.candidate.rule.name,
+                knobs=dataclasses.asdict(trial.candidate.knobs),
+                fingerprint=trial.fingerprint,
+                setting=dataclasses.asdict(self.place.setting),
+                seconds=measurement.seconds,
+                spread=measurement.spread,
+                error=measurement.error,
+                time=now,
+                seed=self.seed,
+                space="template",
+            )
+            for trial, measurement in zip(batch, measurements, strict=True)
+        ]
+        self._log.append(entries)
+        for trial, measurement in zip(batch, measurements, strict=True):
+            trial.search.record(trial.candidate, measurement)
+        self.clock.lap("storing", start)
+
+    def _report_progress(self, limits: Limits) -> None:
+        total = sum(s.task.count * (s.best_seconds or 0.0) for s in self.searches)
+        label = f"trials, predicted {total * 1e3:.3f} ms"
+        elapsed = self.clock.elapsed
+        if limits.trials is not None:
+            done = min(self.trials, limits.trials)
+            fresh = max(1, self.trials - self.reused)
+            left = elapsed / fresh * (limits.trials - done)
+            self._progress(done, limits.trials, f"{label}, {left:.0f} s left")
+        elif limits.seconds is not None:
+            done = min(int(elapsed), int(limits.seconds))
+            left = limits.seconds - elapsed
+            self._progress(
+                done, int(limits.seconds), f"s, {self.trials} {label}, {max(0.0, left):.0f} s left"
+            )
+
+    # ---- records
+
+    def finish(self, settled: Settled, stopped: str) -> Outcome:
+        """Write the records of what was chosen; ``stopped``: why the search ended."""
+        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        records, beaten = [], []
+        for search in self.searches:
+            operator = search.task.operator
+            winner = settled.chosen.get(operator)
+            if winner is not None:
+                records.append(self._record(search, winner, settled.inside.get(operator), now))
+            elif operator in settled.inside:
+                beaten.append(operator)
+        setting = self.place.setting
+        drop = [(op, setting.vector_unit, setting.mcpu, setting.threads) for op in beaten]
+        update_records(self.place.directory, records, drop)
+        return self._outcome(settled, stopped)
+
+    def _record(
+        self, search: TaskSearch, winner: Candidate, inside: InNetwork | None, now: str
+    ) -> Record:
+        measurement: Measurement = search.tried[winner.key][1]
+        assert measurement.seconds and measurement.spread and search.baseline  # it was a finalist
+        return Record(
+            operator=search.task.operator,
+            rule=winner.rule.name,
+            knobs=dataclasses.asdict(winner.knobs),
+            fingerprint=fingerprint(winner.rule.build(search.task.spec, winner.knobs)),
+            setting=self.place.setting,
+            seconds=measurement.seconds,
+            spread=measurement.spread,
+            baseline_seconds=search.baseline,
+            in_network=inside,
+            time=now,
+            seed=self.seed,
+            space="template",
+        )
+
+    def _outcome(self, settled: Settled, stopped: str) -> Outcome:
+        rows = []
+        for search in self.searches:
+            operator = search.task.operator
+            best, winner = search.best, settled.chosen.get(operator)
+            rows.append(
+                TaskOutcome(
+                    kind=search.task.spec.kind,
+                    shape=str(search.task.spec),
+                    count=search.task.count,
+                    trials=len(search.tried),
+                    failed=len(search.failures),
+                    first_failure=next(iter(search.failures), None),
+                    baseline_seconds=search.baseline,
+                    best_seconds=None if best is None else best[1].seconds,
+                    in_network=settled.inside.get(operator),
+                    tuned=winner is not None,
+                    knobs=None if winner is None else dataclasses.asdict(winner.knobs),
+                )
+            )
+        race = settled.race
+        ends = None if race is None else [float(np.median(times)) for times in race]
+        return Outcome(
+            network=self.label,
+            target=self.place.target.name,
+            directory=self.place.directory,
+            setting=self.place.setting,
+            tasks=tuple(rows),
+            trials=self.trials,
+            reused=self.reused,
+            faults=settled.faults,
+            before_seconds=None if ends is None else ends[0],
+            after_seconds=None if ends is None else ends[1],
+            speed_up=None if race is None else network.ratio(race[0], race[1]),
+            records=len(settled.chosen),
+            stopped=stopped,
+            seconds=self.clock.elapsed,
+            spent=dict(self.clock.spent),
+        )
