@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import itertools
 import os
 import time
@@ -17,6 +18,7 @@ from tvm_mobilenet.tuning.finalists import Finalists
 from tvm_mobilenet.tuning.measure import LibraryBuilder, Measurer, local_runner, remote_runner
 from tvm_mobilenet.tuning.records import SHIPPED, setting_of
 from tvm_mobilenet.tuning.session import Limits, Place, Session
+from tvm_mobilenet.tuning.store import os_errors_named
 
 if TYPE_CHECKING:
     import torch
@@ -161,7 +163,7 @@ def _place(
         spec = dataclasses.replace(spec, cores=threads or spec.cores)
         name, device = f"RPC key {rpc_key}", Remote(rpc_tracker, rpc_key, spec.cores, _linker(spec))
     place = Place(spec, setting_of(spec, spec.cores, name), logs or SHIPPED)
-    _check_writable(place.directory)
+    _make(place.directory)
     return place, device
 
 
@@ -218,10 +220,12 @@ def _usable_cores() -> int:
     return count_cores()
 
 
-def _check_writable(directory: Path) -> None:
-    above = next(p for p in (directory, *directory.parents) if p.exists())
-    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
-        raise InputError(f"{directory}: nothing can be written there; give another --logs DIR")
+def _make(directory: Path) -> None:
+    """The directory of logs: made before anything is measured, so that nothing is lost later."""
+    with os_errors_named(directory):
+        directory.mkdir(parents=True, exist_ok=True)
+        if not os.access(directory, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, "Permission denied")
 
 
 def _label(name: str, options: dict[str, Any]) -> str:
