@@ -30,8 +30,20 @@ if TYPE_CHECKING:
     from tvm_mobilenet.profiling.bench import BenchReport
     from tvm_mobilenet.profiling.profile import Profile
     from tvm_mobilenet.remote.deploy import Deployment
+    from tvm_mobilenet.tuning.report import Outcome
 
-__all__ = ["Bundle", "bench", "build", "cost", "deploy", "export", "load", "profile", "validate"]
+__all__ = [
+    "Bundle",
+    "bench",
+    "build",
+    "cost",
+    "deploy",
+    "export",
+    "load",
+    "profile",
+    "tune",
+    "validate",
+]
 
 Progress = Callable[[str], None]
 
@@ -48,6 +60,7 @@ def build(
     weights: Path | None = None,
     exporter: Exporter = "dynamo",
     threads: int | None = None,
+    logs: Path | None = None,
     dump_ir: Path | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
@@ -71,6 +84,7 @@ def build(
         weights=weights,
         exporter=exporter,
         threads=threads,
+        logs=logs,
         dump_ir=dump_ir,
         mean=mean,
         std=std,
@@ -216,3 +230,10 @@ def profile(bundle: Bundle | str | Path, **options: Any) -> Profile:
     from tvm_mobilenet.profiling.profile import profile
 
     return profile(bundle, **options)
+
+
+def tune(model: str | Path | torch.nn.Module, **options: Any) -> Outcome:
+    """Find the fastest knobs for a model's operators and record them; see `tuning.tune.tune`."""
+    from tvm_mobilenet.tuning.tune import tune
+
+    return tune(model, **options)

@@ -97,3 +97,38 @@ def test_trial_import(monkeypatch, tmp_path: Path, body: str, problem: str) -> N
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     found = doctor._import_problem("tried")
     assert problem in found and bool(found) == bool(problem)
+
+
+def test_target_without_a_compiler_names_the_installing_command(
+    capsys, monkeypatch, no_trial_imports
+) -> None:
+    from tvm_mobilenet.deploy import toolchain
+
+    monkeypatch.setattr(toolchain.shutil, "which", lambda name: None)
+    monkeypatch.setattr(toolchain, "_has_zig", lambda: False)
+    assert list(doctor._device("native", None)) == []
+    compiler, emulator = doctor._device("rpi4", None)
+    assert (compiler.required, compiler.fix.split(" (")[0]) == (
+        True,
+        "apt-get install g++-aarch64-linux-gnu",
+    )
+    assert (emulator.required, emulator.fix) == (False, "apt-get install qemu-user")
+    (android, _) = doctor._device("pixel4", None)
+    assert "ANDROID_NDK_HOME is not set" in android.problem
+
+
+def test_target_with_a_bad_compiler_or_name(capsys, no_trial_imports) -> None:
+    (compiler, _) = doctor._device("rpi4", "g++-that-is-not-there")
+    assert compiler.problem == "--cc g++-that-is-not-there: not found"
+    assert main(["doctor", "--target", "rpi9"]) == 3
+    assert main(["doctor", "--cc", "g++"]) == 2
+    assert "--cc goes with --target" in capsys.readouterr().err
+
+
+@pytest.mark.arm
+@pytest.mark.needs_tool("qemu-aarch64", "qemu-user")
+@pytest.mark.needs_tool("aarch64-linux-gnu-g++", "g++-aarch64-linux-gnu")
+def test_target_with_everything_links_a_trial_program() -> None:
+    compiler, emulator = doctor._device("rpi4", None)
+    assert not compiler.problem and "Debian's cross compiler" in compiler.found
+    assert emulator.found == "qemu-aarch64 -cpu cortex-a72"

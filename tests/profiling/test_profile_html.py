@@ -18,6 +18,7 @@ from tvm_mobilenet.profiling import html, kernels
 from tvm_mobilenet.profiling.limits import LevelLimit, Limits
 from tvm_mobilenet.profiling.operators import sample_operators
 from tvm_mobilenet.profiling.profile import Profile, summarise
+from tvm_mobilenet.profiling.report import Block, Network, Report
 from tvm_mobilenet.runtime import manifest
 
 if TYPE_CHECKING:
@@ -170,3 +171,37 @@ def test_the_page_in_a_browser(opened: tuple[Page, list[str]], profiled: Profile
     page.get_by_role("button", name="Close").click()
     assert not page.locator("#details").is_visible()
     assert wrong == []
+
+
+@pytest.mark.slow
+@pytest.mark.needs_tool("chromium", "chromium")
+@pytest.mark.parametrize("width", [390, 1280])
+def test_the_report_in_a_browser(browser: Browser, tmp_path: Path, width: int) -> None:
+    sizes = [(1.0, 224, 70.6, True), (0.5, 160, None, False), (0.25, 128, None, False)]
+    networks = tuple(
+        Network(
+            *("mobilenet_v1", alpha, resolution, int(5e8 * alpha), 4_000_000, 10 * alpha),
+            *(1.0, 2.0, 0.5, 16.0, None, accuracy, front),
+        )
+        for alpha, resolution, accuracy, front in sizes
+    )
+    blocks = (Block("block 1", 900, 100, 45.0, 9.0), Block("block 2", 900, 100, 45.0, 6.0))
+    path = tmp_path / "report.html"
+    html.write_report(Report("A Processor", "native", 1, 50, networks, blocks, ("Hm",)), path)
+    page = browser.new_page(viewport={"width": width, "height": 900}, offline=True)
+    wrong: list[str] = []
+    page.on("console", lambda m: wrong.append(m.text) if m.type in ("error", "warning") else None)
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.goto(path.as_uri())
+    page.wait_for_selector("body[data-ready=true]")
+
+    assert page.locator("#latency .points path").count() == 3
+    assert page.locator("#accuracy .points path").count() == 1
+    assert page.locator("#blocks .bars path").count() == 4
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    first = page.locator("#networks td.network").first
+    assert first.inner_text() == "mobilenet_v1 0.25/128"
+    page.get_by_role("button", name="Mult-Adds").click()
+    assert first.inner_text() == "mobilenet_v1 1/224"
+    assert wrong == []
+    page.close()

@@ -70,24 +70,13 @@ def server_is_idle(tracker: Any) -> None:
         pass
 
 
-def test_every_operator_is_timed_on_the_device(bundle: Path, tracker: Any, server: Any) -> None:
-    result = tm.deploy(  # type: ignore[operator]
-        bundle, tracker=tracker.address, key=KEY, threads=1, runs=5, per_operator=True
-    )
-    described = json.loads((bundle / "manifest.json").read_text())["operators"]
-    assert [operator.kind for operator in result.operators] == [op["kind"] for op in described]
-    assert all(0 < operator.seconds < 1 for operator in result.operators)
-    assert sum(operator.share for operator in result.operators) == pytest.approx(1)
-
-
 def test_the_command_prints_a_table_or_json(
     bundle: Path, tracker: Any, server: Any, cli: Callable[..., Any]
 ) -> None:
     where = ("--rpc-tracker", tracker.address, "--rpc-key", KEY, "--runs", 7)
-    table = cli("deploy", bundle, *where, "--per-operator")
+    table = cli("deploy", bundle, *where)
     assert table.returncode == 0, table.stderr
-    header, row, _, operators, *_, verdict = table.stdout.splitlines()
-    assert operators.split()[:4] == ["MEDIAN", "us", "SHARE", "OPERATOR"]
+    header, row, _, verdict = table.stdout.splitlines()
     assert header.split()[:3] == ["DEVICE", "TARGET", "THREADS"]
     assert row.split()[0] == server.address and row.split()[-2:] == ["7", "passed"]
     assert verdict.startswith("parity passed")
@@ -96,7 +85,6 @@ def test_the_command_prints_a_table_or_json(
     document = json.loads(answer.stdout)
     assert (document["schema_version"], document["kind"]) == (1, "deploy")
     assert document["parity"]["state"] == "passed"
-    assert document["operators"] == []
     assert document["latency_seconds"]["runs"] == 7
     assert 0 < document["latency_seconds"]["min"] <= document["latency_seconds"]["median"]
     listed = json.loads(cli("rpc", "devices", "--rpc-tracker", tracker.address, "--json").stdout)

@@ -152,13 +152,10 @@ class TestAarch64:
 
         built = deploy.build(bundle.parent / "small.onnx", target="rpi4", output=tmp_path / "rpi4")
         tracker, address = board
-        result = tm.deploy(
-            built.path, tracker=tracker, key="rpi4", threads=2, runs=3, per_operator=True
-        )  # type: ignore[operator]
+        result = tm.deploy(built.path, tracker=tracker, key="rpi4", threads=2, runs=3)  # type: ignore[operator]
         assert result.parity.passed
         assert result.parity.samples == 2
         assert result.device == address
-        assert result.operators and all(op.seconds > 0 for op in result.operators)
 
     def test_this_machines_bundle_is_refused_there(
         self, board: tuple[str, str], bundle: Path

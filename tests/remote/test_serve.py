@@ -6,6 +6,7 @@ import signal
 import socket
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -50,10 +51,7 @@ def test_a_connection_that_says_nothing_is_turned_away(monkeypatch: pytest.Monke
 
 @pytest.mark.slow
 @pytest.mark.rpc
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_tracker_and_server_warn_list_and_stop(
-    start: Callable[..., object], number: signal.Signals
-) -> None:
+def test_tracker_and_server_warn_list_and_stop(start: Callable[..., Any]) -> None:
     tracker = start("tracker")
     server = start("server", "--rpc-tracker", tracker.address, "--rpc-key", "life")
     for running in (tracker, server):
@@ -64,9 +62,8 @@ def test_tracker_and_server_warn_list_and_stop(
     while not client.devices():
         pass
     assert [str(address) for address in client.of_key("life")] == [server.address]
-    assert server.stop(number) == 0
-    assert tracker.stop(number) == 0
-    for running in (tracker, server):
+    for running, number in ((server, signal.SIGINT), (tracker, signal.SIGTERM)):
+        assert running.stop(number) == 0
         assert running.log.read_text().splitlines()[-1].endswith(f"stopped by {number.name}")
         assert [entry for entry in running.log.parent.iterdir() if entry.is_dir()] == []
     with pytest.raises(InputError, match="is not reached"):
@@ -76,7 +73,7 @@ def test_tracker_and_server_warn_list_and_stop(
 @pytest.mark.slow
 @pytest.mark.rpc
 def test_a_stopped_server_ends_its_session(
-    start: Callable[..., object],
+    start: Callable[..., Any],
 ) -> None:
     import psutil
 

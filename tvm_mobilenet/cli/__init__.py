@@ -30,6 +30,7 @@ COMMANDS: tuple[tuple[str, str], ...] = (
     ("tune", "search the schedules of a model's operators on a device, record the winners"),
     ("validate", "numerical parity of a bundle or model with the reference"),
     ("profile", "where the time goes, operator by operator, against the machine's limits"),
+    ("report", "the MobileNet paper's questions, answered on this machine"),
     ("bench", "latency against other runtimes, interleaved in one run"),
     ("run", "classify images with a bundle"),
     ("deploy", "prove and time a bundle on another machine, over RPC"),

@@ -47,9 +47,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="timed runs (default: as many as fill three seconds, 5 to 1000)",
     )
     parser.add_argument(
-        "--per-operator", action="store_true", help="also time every operator on the device"
-    )
-    parser.add_argument(
         "--wait",
         type=positive_int,
         default=60,
@@ -83,7 +80,6 @@ def run(args: argparse.Namespace) -> int:
         rpc=args.rpc,
         threads=args.threads,
         runs=args.runs,
-        per_operator=args.per_operator,
         wait_sec=args.wait,
         timeout_sec=args.timeout,
         progress=args.console.info,
@@ -119,12 +115,5 @@ def _print(deployment: Deployment) -> None:
             )
         ],
     )
-    if deployment.operators:
-        sys.stdout.write("\n")
-        rows = [
-            (f"{1e6 * op.seconds:.1f}", f"{op.share:.1%}", op.name, op.kind, op.shape, op.schedule)
-            for op in sorted(deployment.operators, key=lambda op: -op.seconds)
-        ]
-        print_table(("MEDIAN us", "SHARE", "OPERATOR", "KIND", "SHAPE", "SCHEDULE"), rows)
     if deployment.parity.passed:
         sys.stdout.write(f"\n{deployment.parity.summary()}\n")

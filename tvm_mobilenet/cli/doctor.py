@@ -210,7 +210,7 @@ def _device(name: str, cc: str | None) -> Iterator[Check]:
         yield Check(what, use, True, found, problem, "reinstall it" if problem else "")
     except MissingToolError as error:
         problem, _, fix = str(error).partition("; ")
-        yield Check(what, use, True, "", problem, fix)
+        yield Check(what, use, True, "", problem, fix.removeprefix("run: "))
     except InputError as error:
         yield Check(what, use, True, "", str(error), "give another")
     what, use = f"emulator for {name}", f"build --target {name}: proves parity before the board"

@@ -19,6 +19,7 @@ from tvm_mobilenet.cli.common import (
     positive_int,
     print_table,
 )
+from tvm_mobilenet.errors import UsageError
 
 if TYPE_CHECKING:
     from tvm_mobilenet.tuning.report import Outcome
@@ -36,10 +37,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
     add_target_argument(parser)
     parser.add_argument(
+        "--space",
+        choices=("template", "sketch"),
+        default="template",
+        help="template: the knobs of our templates, for every operator that has one; sketch: the "
+        "space that MetaSchedule generates, for functions without a template, which 'build' shows "
+        "as fallback (default: %(default)s)",
+    )
+    parser.add_argument(
         "--trials",
         type=positive_int,
         metavar="N",
-        help="measure N candidates in all, those of earlier runs included",
+        help="measure N candidates in all, those of earlier runs included; with --space sketch "
+        "for each function (default there: 32)",
     )
     parser.add_argument(
         "--budget",
@@ -90,6 +100,8 @@ def duration(text: str) -> float:
 def run(args: argparse.Namespace) -> int:
     """Print the operators before and after, and the whole network; or one JSON document."""
     args.console.detail("importing the compiler")
+    if args.space == "sketch":
+        return _sketch(args)
     from tvm_mobilenet.tuning.report import write_csv
     from tvm_mobilenet.tuning.tune import tune
 
@@ -114,6 +126,43 @@ def run(args: argparse.Namespace) -> int:
         emit_json("tune", payload(outcome))
     else:
         _print(outcome)
+    return 0
+
+
+def _sketch(args: argparse.Namespace) -> int:
+    from tvm_mobilenet.tuning.tune import tune_sketch
+
+    if args.budget is not None or args.csv is not None:
+        raise UsageError("--budget and --csv go with --space template")
+    outcomes = tune_sketch(
+        args.model,
+        target=args.target,
+        trials=args.trials,
+        logs=args.logs,
+        threads=args.threads,
+        rpc_tracker=args.rpc_tracker,
+        rpc_key=args.rpc_key,
+        seed=args.seed,
+        info=args.console.info,
+        warn=args.console.warn,
+        progress=args.console.progress,
+        **model_options(args),
+    )
+    if args.json:
+        emit_json("tune-sketch", {"functions": outcomes})
+        return 0
+    header = ("FUNCTION", "TRIALS", "FAILED", "FALLBACK us", "BEST us", "KEPT")
+    rows = []
+    for o in outcomes:
+        best = "-" if o.best_seconds is None else f"{o.best_seconds * 1e6:.1f}"
+        kept = "sketch" if o.tuned else o.fault or "fallback"
+        rows.append((o.function, o.trials, o.failed, f"{o.baseline_seconds * 1e6:.1f}", best, kept))
+    print_table(header, rows)
+    for o in outcomes:
+        if o.first_failure:
+            sys.stdout.write(f"failed: {o.function}: {o.failed}, first: {o.first_failure}\n")
+    if not outcomes:
+        sys.stdout.write("every operator has a template: --space template tunes those\n")
     return 0
 
 

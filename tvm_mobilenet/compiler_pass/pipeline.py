@@ -19,7 +19,7 @@ from .fuse_separable import fuse_separable
 from .lower_operators import lower_operators
 from .relax_graph import constant_of
 from .schedule_operators import schedule_operators
-from .schedule_rest import schedule_rest
+from .schedule_rest import Rest, Traces, lower_rest, schedule_rest
 from .timed_entry import add_timed_entry
 
 if TYPE_CHECKING:
@@ -73,12 +73,14 @@ def compile_model(
     target: TargetSpec,
     *,
     records: Records | None = None,
+    traces: Traces | None = None,
     dump_ir: Path | None = None,
     progress: Progress | None = None,
 ) -> Compiled:
     """Compile an imported model for ``target``.
 
-    ``records`` gives tuned knobs; ``dump_ir`` is a directory for the IR after each phase.
+    ``records`` gives tuned knobs, ``traces`` tuned schedules of what has no template; ``dump_ir``
+    is a directory for the IR after each phase.
     """
     start = time.perf_counter()
     say = progress or (lambda text: None)
@@ -95,23 +97,12 @@ def compile_model(
         mod, call_sites = fuse_separable(mod, call_sites, target)
         dump("joined", mod)
         # Phase 2. TVM's own lowering for what is left
-        mod = tvm.transform.Sequential(
-            [
-                relax.transform.LegalizeOps(),
-                relax.transform.AnnotateTIROpPattern(),
-                relax.transform.FoldConstant(),
-                relax.transform.FuseOps(),
-                relax.transform.FuseTIR(),
-                # before scheduling, which would hide that a function only reshapes
-                relax.transform.RewriteDataflowReshape(),
-                relax.transform.DeadCodeElimination(),
-            ]
-        )(mod)
+        mod = lower_rest(mod)
         dump("legalized", mod)
         say("scheduling")
         # Phase 3. schedules: own functions by rule, the rest by the fallback
         mod, scheduled = schedule_operators(mod, target, records)
-        mod, rest = schedule_rest(mod, target)
+        mod, rest = schedule_rest(mod, target, traces)
         dump("scheduled", mod)
         # Phase 4. memory planning and lowering to the virtual machine
         order = _calls_in_order(mod)
@@ -202,7 +193,7 @@ def _report(
     weight_bytes: int,
     mod: tvm.IRModule,
     scheduled: dict[str, Any],
-    rest: list[str],
+    rest: dict[str, Rest],
     nodes: dict[str, list[tuple[str, ...]]],
 ) -> OperatorReport:
     if name in scheduled:
@@ -229,11 +220,12 @@ def _report(
         kind="other",
         shape=" ".join("x".join(map(str, shape)) or "1" for shape in shapes),
         onnx_nodes=(),
-        source="fallback",
-        schedule="fallback",
+        source=rest[name].source,
+        schedule="sketch" if rest[name].source == "tuned" else "fallback",
         knobs={},
         mult_adds=0,
         bytes=sum(4 * math.prod(shape) for shape in shapes),
         weight_bytes=weight_bytes,
         parallel=_has_parallel_loop(mod[name].body),
+        note=rest[name].note,
     )

@@ -14,6 +14,7 @@ import gzip
 import importlib.util
 import json
 import math
+import re
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ from tvm_mobilenet.profiling.kernels import read_kernels
 
 if TYPE_CHECKING:
     from tvm_mobilenet.profiling.profile import Profile
+    from tvm_mobilenet.profiling.report import Report
 
 _PAGE = Path(__file__).parent / "page"
 # Table 2 of the MobileNetV1 paper (arXiv 1704.04861): share of Mult-Adds by kind of layer.
@@ -44,25 +46,56 @@ def write_html(profile: Profile, path: Path) -> None:
 
 def page(profile: Profile) -> str:
     """The page's text."""
-    from plotly.offline import get_plotlyjs
-
     symbols = [operator.symbol for operator in profile.operators]
     kernels = read_kernels(Path(profile.bundle), symbols)
     data = exports.document(profile)
     del data["nanoseconds"]
     data["paper_shares"] = PAPER_SHARES
-    parts = {
-        "title": escape(f"{profile.model} on {profile.target}: profile"),
-        "css": (_PAGE / "page.css").read_text("utf-8"),
-        "js": (_PAGE / "page.js").read_text("utf-8"),
-        "data": _inside_script(_json(data)),
-        "kernels": _packed(_json(kernels)),
-        "plotly": _packed(get_plotlyjs()),
+    return _filled(
+        "page",
+        title=f"{profile.model} on {profile.target}: profile",
+        data=data,
+        kernels=_packed(_json(kernels)),
+    )
+
+
+def write_report(report: Report, path: Path) -> None:
+    """Write the page of a `report`; MissingToolError without plotly."""
+    check()
+    text = _filled("report", title="MobileNets on this machine", data=report_document(report))
+    path.write_text(text, encoding="utf-8")
+
+
+def report_document(report: Report) -> dict[str, Any]:
+    """Everything in a report as JSON values."""
+    return {
+        "cpu": report.cpu,
+        "target": report.target,
+        "threads": report.threads,
+        "runs": report.runs,
+        "networks": report.rows(),
+        "blocks": [block.row() for block in report.blocks],
+        "separable": report.separable(),
+        "notes": list(report.notes),
     }
-    text = (_PAGE / "page.html").read_text("utf-8")
-    for name, value in parts.items():
-        text = text.replace(f"{{{{{name}}}}}", value)
-    return text
+
+
+def _filled(name: str, *, title: str, data: dict[str, Any], **more: str) -> str:
+    """The page of that name with its styles, scripts and data in place."""
+    from plotly.offline import get_plotlyjs
+
+    parts = {
+        "title": escape(title),
+        "css": (_PAGE / "page.css").read_text("utf-8"),
+        "common": (_PAGE / "common.js").read_text("utf-8"),
+        "js": (_PAGE / f"{name}.js").read_text("utf-8"),
+        "data": _inside_script(_json(data)),
+        "plotly": _packed(get_plotlyjs()),
+        **more,
+    }
+    text = (_PAGE / f"{name}.html").read_text("utf-8")
+    # one pass: what is filled in may itself look like a place to fill
+    return re.sub(r"{{(\w+)}}", lambda match: parts[match[1]], text)
 
 
 def _json(value: Any) -> str:

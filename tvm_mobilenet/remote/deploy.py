@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tvm_mobilenet.errors import InputError, NothingMeasuredError, UsageError
 from tvm_mobilenet.parity.judge import ParityReport, judge
@@ -18,31 +18,12 @@ from tvm_mobilenet.remote.process import Process
 from tvm_mobilenet.remote.tracker import Address, Grant, Tracker, check_key
 from tvm_mobilenet.runtime import manifest
 
-if TYPE_CHECKING:
-    import numpy as np
-
 _GRACE_SECONDS = 15.0  # for the device to end the session by itself, and to say so
 
 
 @dataclass(frozen=True)
-class OperatorTime:
-    """One operator call of the network, in order of execution: median and share of the whole."""
-
-    name: str  # its first ONNX node's, else its function's
-    kind: str
-    shape: str
-    schedule: str
-    seconds: float
-    share: float
-
-
-@dataclass(frozen=True)
 class Deployment:
-    """A bundle's run on a device. `seconds`: each timed run's; `uploaded`: bytes.
-
-    `operators` is empty unless it was asked for; their times are of runs of their own, with a
-    clock read around each.
-    """
+    """A bundle's run on a device. `seconds`: each timed run's; `uploaded`: bytes."""
 
     bundle: Path
     target: str
@@ -52,7 +33,6 @@ class Deployment:
     uploaded: int
     parity: ParityReport
     seconds: tuple[float, ...]
-    operators: tuple[OperatorTime, ...]
 
     @property
     def median_seconds(self) -> float:
@@ -81,7 +61,6 @@ class Deployment:
                 "max": max(self.seconds),
                 "runs": len(self.seconds),
             },
-            "operators": [asdict(operator) for operator in self.operators],
         }
 
 
@@ -93,7 +72,6 @@ def deploy(
     rpc: str | None = None,
     threads: int | None = None,
     runs: int | None = None,
-    per_operator: bool = False,
     wait_sec: float = 60.0,
     timeout_sec: float = 600.0,
     progress: Callable[[str], None] | None = None,
@@ -104,7 +82,6 @@ def deploy(
     rpc: "HOST:PORT" of a server without a tracker, with the `key` it was started with, if any.
     threads: None takes what the bundle was built with, else its target's cores.
     runs: timed runs; None takes as many as fill three seconds, 5 to 1000.
-    per_operator: time every operator too, in at most 100 runs.
     wait_sec: how long to wait for a free device. timeout_sec: for everything after that.
 
     The device needs a server of TVM's runtime, `python -m tvm.exec.rpc_server`, and nothing of
@@ -140,7 +117,7 @@ def deploy(
                 [list(sample.inputs.values()) for sample in samples],
                 threads=threads,
                 runs=runs,
-                operators=len(contents.document["operators"]) if per_operator else None,
+                operators=None,
                 seconds=timeout_sec,
                 timeout=timeout_sec + _GRACE_SECONDS,
             )
@@ -160,27 +137,6 @@ def deploy(
         size,
         report,
         run.seconds,
-        () if run.stamps is None else _operators(contents.document["operators"], run.stamps),
-    )
-
-
-def _operators(
-    described: Sequence[Mapping[str, Any]], stamps: np.ndarray
-) -> tuple[OperatorTime, ...]:
-    """The manifest's operators with their medians; stamps: (runs, operators + 1) nanoseconds."""
-    import numpy as np
-
-    medians = np.median(np.diff(stamps, axis=1), axis=0) / 1e9
-    return tuple(
-        OperatorTime(
-            str(next(iter(entry["onnx_nodes"]), entry["symbol"])),
-            str(entry["kind"]),
-            str(entry["shape"]),
-            str(entry["schedule"]),
-            float(seconds),
-            float(seconds / medians.sum()),
-        )
-        for entry, seconds in zip(described, medians, strict=True)
     )
 
 

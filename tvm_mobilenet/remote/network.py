@@ -47,7 +47,7 @@ def run_network(
     """Run a bundle's library on each sample (its inputs in order), then time it on the last one.
 
     runs: how many timed runs; None takes as many as fill three seconds, 5 to 1000.
-    operators: how many the network has, to time each of them; None does not.
+    operators: how many the network has, to time each of them in at most 100 runs; None does not.
     seconds: for all of it, kept by the device. Raises as `session.session` does.
     """
     import tvm

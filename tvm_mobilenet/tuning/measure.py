@@ -65,7 +65,7 @@ class Measurer:
 
     def __init__(self, builder: Any, runner: Any, target: TargetSpec) -> None:
         """builder, runner: MetaSchedule's interfaces; see `local_runner` and `LibraryBuilder`."""
-        self._builder, self._runner = builder, runner
+        self.builder, self.runner = builder, runner
         self._target, self._tvm_target = target, target.tvm_target()
         self.spent = {"building": 0.0, "measuring": 0.0}  # seconds
 
@@ -74,7 +74,7 @@ class Measurer:
         sets = [copies_of(function, self._target) for function in functions]
         start = time.monotonic()
         modules = [rotating(f, n) for f, n in zip(functions, sets, strict=True)]
-        built = self._builder.build(
+        built = self.builder.build(
             [ms.builder.BuilderInput(module, self._tvm_target) for module in modules]
         )
         self.spent["building"] += time.monotonic() - start
@@ -89,7 +89,7 @@ class Measurer:
             )
             for i in whole
         ]
-        for i, future in zip(whole, self._runner.run(inputs), strict=True):
+        for i, future in zip(whole, self.runner.run(inputs), strict=True):
             results[i] = _summary(future.result(), sets[i])
             Path(str(built[i].artifact_path)).unlink(missing_ok=True)
         self.spent["measuring"] += time.monotonic() - start
@@ -97,7 +97,7 @@ class Measurer:
 
     def close(self) -> None:
         """End the workers and remove what was built."""
-        for part in (self._builder, self._runner):
+        for part in (self.builder, self.runner):
             if hasattr(part, "close"):
                 part.close()
             elif hasattr(part, "pool"):  # MetaSchedule's LocalRunner ends nothing by itself

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from tvm_mobilenet.targets import TargetSpec
 
 RECORDS = "records.jsonl"
+SKETCH = "sketch"  # in the place of a rule's name: found by MetaSchedule's own search
 SHIPPED = Path(__file__).parent.parent / "tuning_logs"
 _LEVELS = {4: "x86-64-v2", 8: "x86-64-v3", 16: "x86-64-v4"}  # by float32 lanes
 
@@ -194,6 +195,11 @@ class Applicable:
 
     def __call__(self, spec: Spec, rule: str) -> Recorded | None:
         record = self.find(to_json(spec), rule)
+        return None if record is None else Recorded(record.knobs, record.fingerprint)
+
+    def trace(self, operator: str) -> Recorded | None:
+        """For a function without a template (`schedule_rest.operator_of`)."""
+        record = self.find(operator, SKETCH)
         return None if record is None else Recorded(record.knobs, record.fingerprint)
 
     def __len__(self) -> int:

@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import itertools
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tvm_mobilenet.errors import InputError, UsageError
+from tvm_mobilenet.tuning.device import Local, Remote
 from tvm_mobilenet.tuning.finalists import Finalists
+from tvm_mobilenet.tuning.measure import LibraryBuilder, Measurer, local_runner, remote_runner
 from tvm_mobilenet.tuning.records import SHIPPED, setting_of
 from tvm_mobilenet.tuning.session import Limits, Place, Session
+from tvm_mobilenet.tuning.store import os_errors_named
 
 if TYPE_CHECKING:
     import torch
 
     from tvm_mobilenet.targets import TargetSpec
-    from tvm_mobilenet.tuning.device import Remote
-    from tvm_mobilenet.tuning.measure import Measurer
     from tvm_mobilenet.tuning.report import Outcome
+    from tvm_mobilenet.tuning.sketch import SketchOutcome
 
 DEFAULT_SECONDS = 300.0
 
@@ -53,17 +57,104 @@ def tune(
     Raises InputError for a model, target or directory that cannot be used or a target whose code
     cannot run here; NothingMeasuredError when not one candidate could be measured.
     """
-    from tvm_mobilenet import frontend, targets
-    from tvm_mobilenet.profiling import machine
-    from tvm_mobilenet.tuning.device import Local, Remote
+    from tvm_mobilenet import frontend
 
     if trials is not None and trials < 1:
         raise UsageError(f"--trials {trials}: at least 1 is needed")
     if trials is None and seconds is None:
         seconds = DEFAULT_SECONDS
+    place, device = _place(target, threads, rpc_tracker, rpc_key, logs)
+    info(f"importing {model if isinstance(model, str | Path) else type(model).__name__}")
+    imported = frontend.load_model(model, **options)
+    info("starting the builder and the runner")
+    label, spec = _label(imported.name, options), place.target
+    measurer = Measurer(*_builder_and_runner(place, device, warn), spec)
+    with closing(measurer), Finalists(imported, label, spec, device, info, warn) as finalists:
+        session = Session(
+            imported, label, place, measurer, seed=seed, info=info, warn=warn, progress=progress
+        )
+        if session.reused:
+            info(f"{session.reused} measurements of earlier runs are used again")
+        left = None if seconds is None else max(0.0, seconds - finalists.expected_seconds())
+        try:
+            stopped = session.search(Limits(trials, left))
+            info(f"{stopped}: {session.trials} trials")
+            start = time.monotonic()
+            settled = finalists.settle(session.searches)
+        except KeyboardInterrupt:
+            info(f"{session.trials} measurements are kept: the same command goes on from here")
+            raise
+        session.clock.lap("choosing inside the network", start)
+    return session.finish(settled, stopped)
+
+
+def tune_sketch(
+    model: str | Path | torch.nn.Module,
+    *,
+    target: str = "native",
+    trials: int | None = None,
+    logs: Path | None = None,
+    threads: int | None = None,
+    rpc_tracker: str | None = None,
+    rpc_key: str | None = None,
+    seed: int = 0,
+    info: Callable[[str], None] = lambda message: None,
+    warn: Callable[[str], None] = lambda message: None,
+    progress: Callable[[int, int, str], None] = lambda done, total, label: None,
+    **options: Any,
+) -> list[SketchOutcome]:
+    """Search MetaSchedule's generated space for the functions of a model without a template.
+
+    As `tune`, but ``trials`` are for each function. Empty when every operator has a template.
+    """
+    from tvm_mobilenet import frontend
+    from tvm_mobilenet.tuning import sketch
+
+    place, device = _place(target, threads, rpc_tracker, rpc_key, logs)
+    imported = frontend.load_model(model, **options)
+    functions = sketch.functions_of(imported, place)
+    if not functions:
+        return []
+    measurer = Measurer(*_builder_and_runner(place, device, warn), place.target)
+    each = trials or sketch.TRIALS_PER_FUNCTION
+    outcomes: list[SketchOutcome] = []
+    with closing(measurer):
+        for number, (name, function) in enumerate(functions.items()):
+            info(f"searching {name}, {each} trials")
+            done = itertools.count(number * each + 1)
+
+            def on_trial(seconds: float | None, done: Iterator[int] = done) -> None:
+                progress(next(done), each * len(functions), "trials")
+
+            outcomes.append(
+                sketch.tune_function(
+                    name,
+                    function,
+                    place,
+                    measurer.builder,
+                    measurer.runner,
+                    trials=each,
+                    seed=seed,
+                    on_trial=on_trial,
+                )
+            )
+    return outcomes
+
+
+def _place(
+    target: str,
+    threads: int | None,
+    rpc_tracker: str | None,
+    rpc_key: str | None,
+    logs: Path | None,
+) -> tuple[Place, Local | Remote]:
+    """Where records go and what measures."""
+    from tvm_mobilenet import targets
+    from tvm_mobilenet.profiling import machine
+
+    device: Local | Remote
     if (rpc_tracker is None) != (rpc_key is None):
         raise UsageError("--rpc-tracker and --rpc-key go together")
-    device: Local | Remote
     if rpc_tracker is None or rpc_key is None:
         spec, cpus = local_target(target, threads)
         name, device = machine.cpu_name(), Local(cpus)
@@ -72,29 +163,8 @@ def tune(
         spec = dataclasses.replace(spec, cores=threads or spec.cores)
         name, device = f"RPC key {rpc_key}", Remote(rpc_tracker, rpc_key, spec.cores, _linker(spec))
     place = Place(spec, setting_of(spec, spec.cores, name), logs or SHIPPED)
-    _check_writable(place.directory)
-    info(f"importing {model if isinstance(model, str | Path) else type(model).__name__}")
-    imported = frontend.load_model(model, **options)
-    info("starting the builder and the runner")
-    label = _label(imported.name, options)
-    measurer = (
-        local_measurer(spec, device.cpus)
-        if isinstance(device, Local)
-        else _remote_measurer(spec, device, warn)
-    )
-    with closing(measurer), Finalists(imported, label, spec, device, info, warn) as finalists:
-        session = Session(
-            imported, label, place, measurer, seed=seed, info=info, warn=warn, progress=progress
-        )
-        if session.reused:
-            info(f"{session.reused} measurements of earlier runs are used again")
-        left = None if seconds is None else max(0.0, seconds - finalists.expected_seconds())
-        stopped = session.search(Limits(trials, left))
-        info(f"{stopped}: {session.trials} trials")
-        start = time.monotonic()
-        settled = finalists.settle(session.searches)
-        session.clock.lap("choosing inside the network", start)
-    return session.finish(settled, stopped)
+    _make(place.directory)
+    return place, device
 
 
 def local_target(name: str, threads: int | None) -> tuple[TargetSpec, tuple[int, ...]]:
@@ -114,17 +184,17 @@ def local_target(name: str, threads: int | None) -> tuple[TargetSpec, tuple[int,
 
 def local_measurer(target: TargetSpec, cpus: tuple[int, ...]) -> Measurer:
     """Builds on every core of this machine, measures on the given CPUs."""
-    from tvm_mobilenet.tuning.measure import LibraryBuilder, Measurer, local_runner
-
     return Measurer(LibraryBuilder(_usable_cores()), local_runner(cpus), target)
 
 
-def _remote_measurer(target: TargetSpec, device: Remote, warn: Callable[[str], None]) -> Measurer:
-    """Builds on every core of this machine, measures on every device of the key."""
-    from tvm_mobilenet.tuning.measure import LibraryBuilder, Measurer, remote_runner
-
+def _builder_and_runner(
+    place: Place, device: Local | Remote, warn: Callable[[str], None]
+) -> tuple[Any, Any]:
+    """Builds on every core of this machine; measures here or on every device of the key."""
+    if isinstance(device, Local):
+        return LibraryBuilder(_usable_cores()), local_runner(device.cpus)
     runner = remote_runner(device.tracker, device.key, device.threads, warn)
-    return Measurer(LibraryBuilder(_usable_cores(), device.compiler), runner, target)
+    return LibraryBuilder(_usable_cores(), device.compiler), runner
 
 
 def _linker(target: TargetSpec) -> Any:
@@ -150,10 +220,12 @@ def _usable_cores() -> int:
     return count_cores()
 
 
-def _check_writable(directory: Path) -> None:
-    above = next(p for p in (directory, *directory.parents) if p.exists())
-    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
-        raise InputError(f"{directory}: nothing can be written there; give another --logs DIR")
+def _make(directory: Path) -> None:
+    """The directory of logs: made before anything is measured, so that nothing is lost later."""
+    with os_errors_named(directory):
+        directory.mkdir(parents=True, exist_ok=True)
+        if not os.access(directory, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, "Permission denied")
 
 
 def _label(name: str, options: dict[str, Any]) -> str:

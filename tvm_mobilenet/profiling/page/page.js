@@ -1,21 +1,9 @@
-"use strict";
-const data = JSON.parse(document.getElementById("data").textContent);
 const KINDS = ["stem", "depthwise", "pointwise", "conv", "squeeze-excite", "dense", "pool", "other"];
 const COLOURS = ["#e69f00", "#0072b2", "#d55e00", "#8a6d3b", "#cc79a7", "#009e73", "#56b4e9", "#8891a0"];
 const colourOf = (kind) => COLOURS[Math.max(0, KINDS.indexOf(kind))];
 const layers = data.layers;
-const $ = (id) => document.getElementById(id);
 
-const number = (value, digits = 1) => value === null || value === undefined ? "–" : value.toFixed(digits);
-const percent = (value, digits = 1) => value === null || value === undefined ? "–" : `${(100 * value).toFixed(digits)} %`;
-const micro = (us) => us === null || us === undefined ? "–" : us >= 1000 ? `${(us / 1000).toFixed(2)} ms` : `${us.toFixed(1)} µs`;
 const rating = (share) => share === null ? "" : share >= 0.7 ? "good" : share >= 0.4 ? "fair" : "poor";
-
-function element(tag, properties = {}, ...children) {
-  const node = Object.assign(document.createElement(tag), properties);
-  node.append(...children);
-  return node;
-}
 
 // -- head, cards, findings ---------------------------------------------------------------------
 
@@ -62,24 +50,6 @@ function findings() {
 }
 
 // -- charts --------------------------------------------------------------------------------------
-
-const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
-const narrow = () => window.innerWidth < 640;
-
-function layout(more) {
-  const axis = { gridcolor: css("--line"), zerolinecolor: css("--line"), linecolor: css("--line"), automargin: true, ticklabelstandoff: 4 };
-  const { xaxis = {}, yaxis = {}, ...rest } = more;
-  return {
-    paper_bgcolor: "transparent", plot_bgcolor: "transparent", autosize: true,
-    font: { family: "system-ui, sans-serif", size: narrow() ? 11 : 13, color: css("--ink") },
-    margin: { l: 8, r: 8, t: 8, b: 40 }, hovermode: "closest", dragmode: narrow() ? false : "zoom",
-    legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0 },
-    hoverlabel: { align: "left" },
-    xaxis: { ...axis, ...xaxis }, yaxis: { ...axis, ...yaxis }, ...rest,
-  };
-}
-const CONFIG = { responsive: true, displaylogo: false, displayModeBar: false };
-const safe = (text) => String(text).replaceAll("<", "‹"); // plotly reads HTML tags
 
 function kindsChart() {
   const kinds = data.kinds.map((row) => row.name);
@@ -287,10 +257,6 @@ function smallTables() {
 
 // -- details -------------------------------------------------------------------------------------------
 
-async function unpacked(id) {
-  const bytes = Uint8Array.from(atob($(id).textContent), (c) => c.charCodeAt(0));
-  return new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"))).text();
-}
 let kernels = null;
 let shown = null, tab = "source";
 
@@ -332,10 +298,6 @@ async function start() {
   smallTables();
   document.querySelectorAll("[role=tab]").forEach((button) => { button.onclick = () => { tab = button.dataset.tab; code(); }; });
   $("close").onclick = () => $("details").close();
-  document.head.append(element("script", { textContent: await unpacked("plotly-code") }));
-  charts();
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", charts);
-  matchMedia("(max-width: 639px)").addEventListener("change", charts);
-  document.body.dataset.ready = "true";
+  await draw(charts);
 }
 start();

@@ -1,0 +1,97 @@
+"""`tune` for real on a network of a few operators, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper, parser
+
+from tvm_mobilenet.cli import main
+from tvm_mobilenet.cli.tune import duration
+from tvm_mobilenet.tuning.records import RECORDS, read_records
+from tvm_mobilenet.tuning.store import MeasuredLog
+
+TEXT = """<ir_version: 10, opset_import: ["" : 18]>
+two (float[1,3,24,24] picture) => (float[1,32,12,12] features) {
+    stem = Conv<strides=[2,2], pads=[1,1,1,1]>(picture, w0, b0)
+    active = Relu(stem)
+    wide = Conv(active, w1, b1)
+    features = Relu(wide)
+}"""
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A stem and a pointwise convolution."""
+    random = np.random.default_rng(0)
+    shapes = {"w0": (16, 3, 3, 3), "b0": (16,), "w1": (32, 16, 1, 1), "b1": (32,)}
+    two = parser.parse_model(TEXT)
+    for name, shape in shapes.items():
+        values = random.standard_normal(shape).astype(np.float32)
+        two.graph.initializer.append(numpy_helper.from_array(values, name))
+    path = tmp_path_factory.mktemp("model") / "two.onnx"
+    onnx.save(two, path)
+    return path
+
+
+@pytest.mark.slow
+def test_two_operators_are_tuned_recorded_and_built(model: Path, tmp_path: Path, cli) -> None:
+    logs = tmp_path / "logs"
+    options = ("--threads", 1, "--logs", logs)
+    table = tmp_path / "table.csv"
+    run = cli("tune", model, *options, "--trials", 10, "--csv", table, "--json")
+    assert run.returncode == 0, run.stderr
+    found = json.loads(run.stdout)
+    assert {task["kind"] for task in found["tasks"]} >= {"stem", "pointwise"}
+    assert found["trials"] >= 10 and found["reused"] == 0 and found["faults"] == []
+    assert all(task["failed"] == 0 and task["baseline_seconds"] > 0 for task in found["tasks"])
+    directory = Path(found["directory"])
+    entries, damaged = MeasuredLog(directory).read()
+    assert len(entries) == found["trials"] and not damaged
+    records = read_records(directory / RECORDS)
+    kept = [task for task in found["tasks"] if task["tuned"]]
+    assert len(records) == len(kept)
+    for record in records:  # what was kept was faster in the network, and that was measured
+        assert record.in_network is not None and record.setting.threads == 1
+        assert record.in_network.seconds < record.in_network.baseline_seconds
+    rows = table.read_text().splitlines()
+    assert len(rows) == 2 + len(found["tasks"]) and rows[-1].startswith("network,")
+
+    again = cli("tune", model, *options, "--trials", 10, "--json")
+    assert again.returncode == 0, again.stderr
+    assert json.loads(again.stdout)["reused"] == found["trials"]
+    assert MeasuredLog(directory).read()[0] == entries
+
+    output = tmp_path / "bundle"
+    built = cli("build", model, *options, "-o", output, "--json")
+    assert built.returncode == 0, built.stderr
+    document = json.loads(built.stdout)
+    still = read_records(directory / RECORDS)
+    assert document["sources"].get("tuned", 0) == len(still)
+    assert document["parity"]["passed"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--rpc-tracker", "127.0.0.1:1"], 2, "--rpc-tracker and --rpc-key go together"),
+        (["--space", "sketch", "--budget", "5m"], 2, "--budget and --csv go with"),
+        (["--budget", "soon"], 2, "not a time"),
+        (["--trials", "0"], 2, "at least 1"),
+        (["--threads", "4096"], 2, "CPUs"),
+        (["--target", "no-such-device"], 3, "unknown target"),
+        (["--logs", "/proc/nowhere"], 3, "give another --logs"),
+    ],
+)
+def test_what_cannot_be_done_is_said_in_one_line(arguments, code, message, model, capsys) -> None:
+    assert main(["tune", str(model), *arguments]) == code
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert message in error
+
+
+def test_durations() -> None:
+    assert [duration(text) for text in ("90", "90s", "1.5m", "1h")] == [90, 90, 90, 3600]

@@ -1,0 +1,45 @@
+"use strict";
+const data = JSON.parse(document.getElementById("data").textContent);
+const $ = (id) => document.getElementById(id);
+
+const number = (value, digits = 1) => value === null || value === undefined ? "–" : value.toFixed(digits);
+const percent = (value, digits = 1) => value === null || value === undefined ? "–" : `${(100 * value).toFixed(digits)} %`;
+const micro = (us) => us === null || us === undefined ? "–" : us >= 1000 ? `${(us / 1000).toFixed(2)} ms` : `${us.toFixed(1)} µs`;
+
+function element(tag, properties = {}, ...children) {
+  const node = Object.assign(document.createElement(tag), properties);
+  node.append(...children);
+  return node;
+}
+
+const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+const narrow = () => window.innerWidth < 640;
+
+function layout(more) {
+  const axis = { gridcolor: css("--line"), zerolinecolor: css("--line"), linecolor: css("--line"), automargin: true, ticklabelstandoff: 4 };
+  const { xaxis = {}, yaxis = {}, ...rest } = more;
+  return {
+    paper_bgcolor: "transparent", plot_bgcolor: "transparent", autosize: true,
+    font: { family: "system-ui, sans-serif", size: narrow() ? 11 : 13, color: css("--ink") },
+    margin: { l: 8, r: 8, t: 8, b: 40 }, hovermode: "closest", dragmode: narrow() ? false : "zoom",
+    legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0 },
+    hoverlabel: { align: "left" },
+    xaxis: { ...axis, ...xaxis }, yaxis: { ...axis, ...yaxis }, ...rest,
+  };
+}
+const CONFIG = { responsive: true, displaylogo: false, displayModeBar: false };
+const safe = (text) => String(text).replaceAll("<", "‹"); // plotly reads HTML tags
+
+async function unpacked(id) {
+  const bytes = Uint8Array.from(atob($(id).textContent), (c) => c.charCodeAt(0));
+  return new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"))).text();
+}
+
+/** Draws `charts` with plotly, again when colours or width change, and says so to tests. */
+async function draw(charts) {
+  document.head.append(element("script", { textContent: await unpacked("plotly-code") }));
+  charts();
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", charts);
+  matchMedia("(max-width: 639px)").addEventListener("change", charts);
+  document.body.dataset.ready = "true";
+}
