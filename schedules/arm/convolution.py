@@ -129,7 +129,9 @@ class _Convolution:
     def build(self, spec: Any, knobs: ConvKnobs) -> tirx.PrimFunc:
         return template.build(spec, knobs, self.nest)
 
-    def pack_weight(self, spec: Any, knobs: ConvKnobs, weight: np.ndarray) -> np.ndarray:
+    def pack_weight(
+        self, spec: Any, knobs: ConvKnobs, weight: np.ndarray, argument: int = 1
+    ) -> np.ndarray:
         return template.pack_weight(spec, knobs, weight)
 
     def tiles(self, spec: Any, target: TargetSpec) -> dict[tuple[int, int], float]:

@@ -142,7 +142,9 @@ class _Depthwise:
     def build(self, spec: ConvSpec, knobs: DepthwiseKnobs) -> tirx.PrimFunc:
         return template.build(spec, knobs, NeonNest)
 
-    def pack_weight(self, spec: ConvSpec, knobs: DepthwiseKnobs, weight: np.ndarray) -> np.ndarray:
+    def pack_weight(
+        self, spec: ConvSpec, knobs: DepthwiseKnobs, weight: np.ndarray, argument: int = 1
+    ) -> np.ndarray:
         return template.pack_weight(spec, knobs, weight)
 
     def widths(self, spec: ConvSpec, target: TargetSpec) -> range:
