@@ -162,7 +162,7 @@ def bench(
             left: list[LeftOut] = []
             with tempfile.TemporaryDirectory(dir=root) as directory:
                 folder = Path(directory)
-                bundles = dict.fromkeys(threads, bundle)
+                bundles: dict[int, Path | None] = dict.fromkeys(threads, bundle)
                 if ours and bundle is None:
                     say(f"{name}: building our bundle")
                     for count in threads:  # peers plan for their threads, too
