@@ -47,7 +47,7 @@ def build_runner(
     with tempfile.TemporaryDirectory(prefix="tvm-mobilenet-") as folder:
         place = Path(folder)
         write_sources(plan(compiled.planned), compiled, place, threads or 0)
-        toolchain.run(
+        toolchain.link_program(
             *("-std=c++17", "-O2", "-pthread", *form),
             *(f"-I{path}" for path in headers),
             *(_HERE / "standalone" / name for name in _SOURCES),

@@ -26,20 +26,28 @@ _GNU = {
     "armv7": "arm-linux-gnueabihf",
     "x86_64": "x86_64-linux-gnu",
 }
-_ZIG = {"aarch64": "aarch64-linux-gnu.2.28", "armv7": "arm-linux-gnueabihf.2.28"}
+# zig's names: of a library for boards with glibc 2.28 or newer, and of a static program
+_ZIG = {
+    "aarch64": ("aarch64-linux-gnu.2.28", "aarch64-linux-musl"),
+    "armv7": ("arm-linux-gnueabihf.2.28", "arm-linux-musleabihf"),
+}
 
 
 @dataclass(frozen=True)
 class Toolchain:
-    """A C++ compiler that makes code for the device. `flags`: what makes zig mean the device."""
+    """A C++ compiler that makes code for the device; `library` and `program`: flags for each."""
 
     command: tuple[str, ...]
     origin: str  # "--cc", "Debian's cross compiler", ...
-    flags: tuple[str, ...] = ()
+    library: tuple[str, ...] = ()
+    program: tuple[str, ...] = ()
 
-    def run(self, *arguments: object, cwd: Path | None = None) -> None:
-        """Compile or link. InputError with the compiler's first complaint when it fails."""
-        command = [*self.command, *map(str, arguments), *self.flags]
+    def link_program(self, *arguments: object, cwd: Path | None = None) -> None:
+        """Compile and link a program. InputError with the compiler's complaint when it fails."""
+        self._run(*self.program, *arguments, cwd=cwd)
+
+    def _run(self, *arguments: object, cwd: Path | None = None) -> None:
+        command = [*self.command, *map(str, arguments)]
         done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
@@ -49,7 +57,7 @@ class Toolchain:
 
     def link_library(self, output: str, objects: Sequence[str], **_: object) -> None:
         """TVM's `fcompile`: a shared library of object files."""
-        self.run("-shared", "-fPIC", "-o", output, *objects)
+        self._run(*self.library, "-shared", "-fPIC", "-o", output, *objects)
 
     @property
     def version(self) -> str:
@@ -70,7 +78,7 @@ class Toolchain:
             source = Path(folder) / "trial.cc"
             source.write_text("#include <vector>\nint main() { return std::vector<int>(1)[0]; }\n")
             try:
-                self.run("-std=c++17", source, "-o", source.with_suffix(""))
+                self.link_program("-std=c++17", source, "-o", source.with_suffix(""))
             except InputError as error:
                 return str(error)
         return ""
@@ -96,8 +104,11 @@ def find(target: TargetSpec, cc: str | None = None) -> Toolchain:
     if gnu and (path := shutil.which(f"{gnu}-g++")):
         return Toolchain((path,), "Debian's cross compiler")
     if architecture in _ZIG and _has_zig():
-        zig = (sys.executable, "-m", "ziglang", "c++", "-target", _ZIG[architecture])
-        return Toolchain(zig, "the ziglang package", _zig_flags(target))
+        return Toolchain(
+            (sys.executable, "-m", "ziglang", "c++"),
+            "the ziglang package",
+            *(_zig_flags(target, triple) for triple in _ZIG[architecture]),
+        )
     if gnu is None:
         raise MissingToolError(f"no compiler is known for {target.mtriple}; give one with --cc")
     package = f"g++-{gnu.replace('_', '-')}"
@@ -111,10 +122,9 @@ def _has_zig() -> bool:
     return importlib.util.find_spec("ziglang") is not None
 
 
-def _zig_flags(target: TargetSpec) -> tuple[str, ...]:
+def _zig_flags(target: TargetSpec, triple: str) -> tuple[str, ...]:
     # zig's own default adds checks that end the program
-    flags = ("-fno-sanitize=undefined",)
-    return (*flags, f"-mcpu={target.mcpu.replace('-', '_')}")
+    return "-target", triple, f"-mcpu={target.mcpu.replace('-', '_')}", "-fno-sanitize=undefined"
 
 
 def _given(target: TargetSpec, cc: str) -> Toolchain:
