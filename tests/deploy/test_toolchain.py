@@ -46,8 +46,8 @@ def test_debian_comes_before_zig_and_cc_before_both(nothing: Path, monkeypatch) 
     monkeypatch.setattr(toolchain, "_has_zig", lambda: True)
     assert toolchain.find(RPI4).origin == "the ziglang package"
     zig = toolchain.find(RPI4)
-    assert zig.library[:3] == ("-target", "aarch64-linux-gnu.2.28", "-mcpu=cortex_a72")
-    assert zig.program[1] == "aarch64-linux-musl"  # glibc cannot be linked statically by zig
+    assert zig.flags[:3] == ("-target", "aarch64-linux-gnu.2.28", "-mcpu=cortex_a72")
+    assert zig.static_flags[1] == "aarch64-linux-musl"  # glibc cannot be linked statically by zig
     debian = program(nothing, "aarch64-linux-gnu-g++")
     assert toolchain.find(RPI4).command == (str(debian),)
     program(nothing, "mine", "echo aarch64-suse-linux")
@@ -77,7 +77,7 @@ def test_a_failing_compiler_says_why(nothing: Path) -> None:
     program(nothing, "aarch64-linux-gnu-g++", "echo 'x.cc:1: fatal error: no luck' >&2; exit 1")
     found = toolchain.find(RPI4)
     with pytest.raises(InputError, match=r"failed: x\.cc:1: fatal error: no luck"):
-        found.link_program("x.cc")
+        found.run("x.cc")
     assert "no luck" in found.problem()
 
 

@@ -35,19 +35,20 @@ _ZIG = {
 
 @dataclass(frozen=True)
 class Toolchain:
-    """A C++ compiler that makes code for the device; `library` and `program`: flags for each."""
+    """A C++ compiler that makes code for the device.
+
+    `flags` make it mean the device; `static_flags`, in their place, for a static program.
+    """
 
     command: tuple[str, ...]
     origin: str  # "--cc", "Debian's cross compiler", ...
-    library: tuple[str, ...] = ()
-    program: tuple[str, ...] = ()
+    flags: tuple[str, ...] = ()
+    static_flags: tuple[str, ...] = ()
 
-    def link_program(self, *arguments: object, cwd: Path | None = None) -> None:
-        """Compile and link a program. InputError with the compiler's complaint when it fails."""
-        self._run(*self.program, *arguments, cwd=cwd)
-
-    def _run(self, *arguments: object, cwd: Path | None = None) -> None:
-        command = [*self.command, *map(str, arguments)]
+    def run(self, *arguments: object, static: bool = False, cwd: Path | None = None) -> None:
+        """Compile or link. InputError with the compiler's first complaint when it fails."""
+        flags = self.static_flags if static else self.flags
+        command = [*self.command, *flags, *map(str, arguments)]
         done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
@@ -57,7 +58,7 @@ class Toolchain:
 
     def link_library(self, output: str, objects: Sequence[str], **_: object) -> None:
         """TVM's `fcompile`: a shared library of object files."""
-        self._run(*self.library, "-shared", "-fPIC", "-o", output, *objects)
+        self.run("-shared", "-fPIC", "-o", output, *objects)
 
     @property
     def version(self) -> str:
@@ -78,7 +79,7 @@ class Toolchain:
             source = Path(folder) / "trial.cc"
             source.write_text("#include <vector>\nint main() { return std::vector<int>(1)[0]; }\n")
             try:
-                self.link_program("-std=c++17", source, "-o", source.with_suffix(""))
+                self.run("-std=c++17", source, "-o", source.with_suffix(""))
             except InputError as error:
                 return str(error)
         return ""
