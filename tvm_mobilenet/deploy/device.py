@@ -49,7 +49,7 @@ def build_runner(
         place = Path(folder)
         write_sources(plan(compiled.planned), compiled, place, threads or 0)
         toolchain.run(
-            *("-std=c++17", "-O2", "-pthread", *form),
+            *("-std=c++17", "-O1", "-pthread", *form),  # the kernels are compiled already
             *(f"-I{path}" for path in headers),
             *(_HERE / "standalone" / name for name in _SOURCES),
             *("network.cc", "weights.s"),
