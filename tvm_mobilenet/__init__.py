@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tvm_mobilenet import deploy, targets
-    from tvm_mobilenet.api import bench, build, cost, export, load, profile, tune, validate
+    from tvm_mobilenet.api import bench, build, cost, export, load, profile, report, tune, validate
     from tvm_mobilenet.runtime import Bundle
 
     __version__: str
@@ -30,6 +30,7 @@ __all__ = [
     "export",
     "load",
     "profile",
+    "report",
     "targets",
     "tune",
     "validate",

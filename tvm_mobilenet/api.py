@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from tvm_mobilenet.parity import ParityReport
     from tvm_mobilenet.profiling.bench import BenchReport
     from tvm_mobilenet.profiling.profile import Profile
+    from tvm_mobilenet.profiling.report import Report
     from tvm_mobilenet.remote.deploy import Deployment
     from tvm_mobilenet.tuning.report import Outcome
 
@@ -41,6 +42,7 @@ __all__ = [
     "export",
     "load",
     "profile",
+    "report",
     "tune",
     "validate",
 ]
@@ -237,3 +239,10 @@ def tune(model: str | Path | torch.nn.Module, **options: Any) -> Outcome:
     from tvm_mobilenet.tuning.tune import tune
 
     return tune(model, **options)
+
+
+def report(**options: Any) -> Report:
+    """Build and time the MobileNet paper's networks on this machine; `profiling.report.report`."""
+    from tvm_mobilenet.profiling.report import report
+
+    return report(**options)

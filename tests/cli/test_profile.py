@@ -19,6 +19,7 @@ from tvm_mobilenet.profiling import compare as compare_module
 from tvm_mobilenet.profiling import limits as limits_module
 from tvm_mobilenet.profiling import profile as profile_module
 from tvm_mobilenet.profiling.compare import Comparison, Difference
+from tvm_mobilenet.profiling.counters import Counted
 from tvm_mobilenet.profiling.limits import LevelLimit, Limits
 from tvm_mobilenet.profiling.operators import OperatorSamples, Samples
 from tvm_mobilenet.profiling.profile import Profile, summarise
@@ -50,7 +51,9 @@ def _profile(limits: Limits | None = LIMITS) -> Profile:
     around = np.full(3, 500)
     timed = np.full(3, 11_000)
     samples = Samples(
-        tuple(operators), timed - 100, timed, around, around, 40_000, timed, 1, load_seconds=0.5
+        *(tuple(operators), timed - 100, timed, around, around, 40_000, timed, 1),
+        load_seconds=0.5,
+        counted=Counted({"cycles": 2.5e6}, ""),
     )
     return summarise(samples, DOCUMENT, bundle="b", cpu="A Processor", limits=limits)
 
@@ -89,9 +92,11 @@ def test_the_table_is_sorted_and_reconciled(
         "layer.3/Conv",
     ]
     assert lines[6].startswith("operators 10.0 us + overhead 1.0 us = 11.0 us from end to end")
-    assert lines[7] == "without instruments 10.9 us: difference +0.1 us, +0.9%"
+    assert lines[7].startswith("without instruments 10.9 us: difference +0.1 us, +0.9%; ")
+    assert lines[7].endswith("the instruments cost 0.1 us, 0.9%")
     assert lines[8].startswith("load 500 ms, first run 0.040 ms, 3 warm-up runs, then 3 runs")
     assert lines[9] == "this machine on 1 thread: 100 GFLOP/s; GB/s: L1 200"
+    assert lines[10] == "counted in an inference: cycles 2.500 M"
 
 
 def test_top_and_by(asked: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:

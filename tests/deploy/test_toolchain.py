@@ -45,7 +45,9 @@ def test_without_any_the_installing_command_is_named(nothing: Path, target, pack
 def test_debian_comes_before_zig_and_cc_before_both(nothing: Path, monkeypatch) -> None:
     monkeypatch.setattr(toolchain, "_has_zig", lambda: True)
     assert toolchain.find(RPI4).origin == "the ziglang package"
-    assert "-mcpu=cortex_a72" in toolchain.find(RPI4).flags
+    zig = toolchain.find(RPI4)
+    assert zig.flags[:3] == ("-target", "aarch64-linux-gnu.2.28", "-mcpu=cortex_a72")
+    assert zig.static_flags[1] == "aarch64-linux-musl"  # glibc cannot be linked statically by zig
     debian = program(nothing, "aarch64-linux-gnu-g++")
     assert toolchain.find(RPI4).command == (str(debian),)
     program(nothing, "mine", "echo aarch64-suse-linux")

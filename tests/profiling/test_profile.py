@@ -83,6 +83,7 @@ def test_operators_and_overhead_add_up_to_the_whole(made_up: Profile) -> None:
     assert [o.time for o in made_up.operators] == [1.0, 4.0, 2.0, 2.0]
     assert (whole.operators, whole.overhead, whole.timed) == (9.0, 1.0, 10.0)
     assert whole.plain == 9.5 and whole.difference == 0.5
+    assert whole.instruments == pytest.approx(0.5), "the median of 0.5, 0.5, 0.1 and 386"
     assert whole.explained == pytest.approx(0.9)
     assert sum(o.share for o in made_up.operators) == pytest.approx(0.9)
 

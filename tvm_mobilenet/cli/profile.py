@@ -19,7 +19,7 @@ from tvm_mobilenet.cli.common import (
 from tvm_mobilenet.errors import UsageError
 
 if TYPE_CHECKING:
-    from tvm_mobilenet.profiling.profile import Phases, Profile
+    from tvm_mobilenet.profiling.profile import Phases, Profile, Reconciliation
 
 HELP = (
     "Time every operator of a bundle inside the running network, and compare it with what this "
@@ -325,14 +325,24 @@ def _print_summary(measured: Profile) -> None:
         else f"operators {whole.operators:.1f} us + overhead {whole.overhead:.1f} us = "
         f"{whole.timed:.1f} us from end to end; operators explain {whole.explained:.1%}",
         f"without instruments {whole.plain:.1f} us: difference {whole.difference:+.1f} us, "
-        f"{whole.difference / whole.plain:+.1%}",
+        f"{whole.difference / whole.plain:+.1%}{_instruments(whole)}",
         f"{_before(phases)}{measured.runs} runs: "
         f"p10 {phases.p10_ms:.3f}, p50 {phases.p50_ms:.3f}, p90 {phases.p90_ms:.3f} ms",
     ]
     if measured.limits:
         lines.append(f"this machine on {measured.limits}")
+    if counts := measured.samples.counted.counts:
+        listed = ", ".join(f"{name} {count / 1e6:.3f} M" for name, count in counts.items())
+        lines.append(f"counted in an inference: {listed}")
     lines += [f"note: {note}" for note in measured.notes]
     sys.stdout.write("\n".join(lines) + "\n")
+
+
+def _instruments(whole: Reconciliation) -> str:
+    if whole.instruments is None:
+        return ""
+    share = whole.instruments / whole.plain
+    return f"; the instruments cost {whole.instruments:.1f} us, {share:.1%}"
 
 
 def _before(phases: Phases) -> str:

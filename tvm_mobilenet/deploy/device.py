@@ -42,18 +42,20 @@ def build_runner(
     Raises InputError when the compiler fails, MissingToolError when tvm_ffi has no headers.
     """
     # Android's dynamic linker takes position-independent programs only
-    form = ("-pie",) if "android" in compiled.target.mtriple else ("-static", "-no-pie")
+    static = "android" not in compiled.target.mtriple
+    form = ("-static", "-no-pie") if static else ("-pie",)
     headers = (_HERE / "standalone", _HERE / "runner", _ffi_headers())
     with tempfile.TemporaryDirectory(prefix="tvm-mobilenet-") as folder:
         place = Path(folder)
         write_sources(plan(compiled.planned), compiled, place, threads or 0)
         toolchain.run(
-            *("-std=c++17", "-O2", "-pthread", *form),
+            *("-std=c++17", "-O1", "-pthread", *form),  # the kernels are compiled already
             *(f"-I{path}" for path in headers),
             *(_HERE / "standalone" / name for name in _SOURCES),
             *("network.cc", "weights.s"),
             *sorted(objects.glob("lib*.o")),
             *("-lm", "-o", output),
+            static=static,
             cwd=place,
         )
     return Runner(output, toolchain.version)

@@ -26,20 +26,29 @@ _GNU = {
     "armv7": "arm-linux-gnueabihf",
     "x86_64": "x86_64-linux-gnu",
 }
-_ZIG = {"aarch64": "aarch64-linux-gnu.2.28", "armv7": "arm-linux-gnueabihf.2.28"}
+# zig's names: of a library for boards with glibc 2.28 or newer, and of a static program
+_ZIG = {
+    "aarch64": ("aarch64-linux-gnu.2.28", "aarch64-linux-musl"),
+    "armv7": ("arm-linux-gnueabihf.2.28", "arm-linux-musleabihf"),
+}
 
 
 @dataclass(frozen=True)
 class Toolchain:
-    """A C++ compiler that makes code for the device. `flags`: what makes zig mean the device."""
+    """A C++ compiler that makes code for the device.
+
+    `flags` make it mean the device; `static_flags`, in their place, for a static program.
+    """
 
     command: tuple[str, ...]
     origin: str  # "--cc", "Debian's cross compiler", ...
     flags: tuple[str, ...] = ()
+    static_flags: tuple[str, ...] = ()
 
-    def run(self, *arguments: object, cwd: Path | None = None) -> None:
+    def run(self, *arguments: object, static: bool = False, cwd: Path | None = None) -> None:
         """Compile or link. InputError with the compiler's first complaint when it fails."""
-        command = [*self.command, *map(str, arguments), *self.flags]
+        flags = self.static_flags if static else self.flags
+        command = [*self.command, *flags, *map(str, arguments)]
         done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
@@ -96,8 +105,11 @@ def find(target: TargetSpec, cc: str | None = None) -> Toolchain:
     if gnu and (path := shutil.which(f"{gnu}-g++")):
         return Toolchain((path,), "Debian's cross compiler")
     if architecture in _ZIG and _has_zig():
-        zig = (sys.executable, "-m", "ziglang", "c++", "-target", _ZIG[architecture])
-        return Toolchain(zig, "the ziglang package", _zig_flags(target))
+        return Toolchain(
+            (sys.executable, "-m", "ziglang", "c++"),
+            "the ziglang package",
+            *(_zig_flags(target, triple) for triple in _ZIG[architecture]),
+        )
     if gnu is None:
         raise MissingToolError(f"no compiler is known for {target.mtriple}; give one with --cc")
     package = f"g++-{gnu.replace('_', '-')}"
@@ -111,10 +123,9 @@ def _has_zig() -> bool:
     return importlib.util.find_spec("ziglang") is not None
 
 
-def _zig_flags(target: TargetSpec) -> tuple[str, ...]:
+def _zig_flags(target: TargetSpec, triple: str) -> tuple[str, ...]:
     # zig's own default adds checks that end the program
-    flags = ("-fno-sanitize=undefined",)
-    return (*flags, f"-mcpu={target.mcpu.replace('-', '_')}")
+    return "-target", triple, f"-mcpu={target.mcpu.replace('-', '_')}", "-fno-sanitize=undefined"
 
 
 def _given(target: TargetSpec, cc: str) -> Toolchain:

@@ -7,6 +7,7 @@ instrumenting is measured in the same seconds, not assumed.
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tvm_mobilenet.errors import InputError, NothingMeasuredError
+from tvm_mobilenet.profiling import counters
+from tvm_mobilenet.profiling.counters import Counted
 from tvm_mobilenet.runtime import Bundle, library, manifest
 from tvm_mobilenet.runtime.bundle import aligned
 
@@ -68,6 +71,7 @@ class Samples:
     warm_up: np.ndarray  # (warm-up runs,)
     threads: int
     load_seconds: float | None  # None: it had been loaded before
+    counted: Counted = Counted({}, "")  # noqa: RUF009  (frozen)
 
 
 def time_operators(
@@ -108,7 +112,9 @@ def sample_operators(
     first = runner.timed()
     warm_up = runner.warm_up()
     rows = runner.alternate(runs, progress or (lambda done, total: None))
-    return runner.samples(first, warm_up, rows, load_seconds)
+    return dataclasses.replace(
+        runner.samples(first, warm_up, rows, load_seconds), counted=counters.count(runner.plain)
+    )
 
 
 def stored_inputs(bundle: Bundle) -> list[np.ndarray]:

@@ -79,7 +79,8 @@ class Reconciliation:
     """The whole against its parts, in microseconds: means over the quieter half of the runs.
 
     `operators` + `overhead` = `timed`; `plain` is the network without instruments, from runs in
-    between, and `difference` = `timed` - `plain` what the instruments cost.
+    between, and `difference` = `timed` - `plain`. `instruments` is what those cost: the median
+    difference of neighbouring runs, which a busy machine disturbs alike.
     """
 
     operators: float
@@ -87,6 +88,7 @@ class Reconciliation:
     exit: float | None
     timed: float
     plain: float
+    instruments: float | None  # None: not measured in pairs
 
     @property
     def overhead(self) -> float | None:
@@ -95,7 +97,7 @@ class Reconciliation:
 
     @property
     def difference(self) -> float:
-        """What the instruments cost."""
+        """What the sum is off by, seen from the network without instruments."""
         return self.timed - self.plain
 
     @property
@@ -241,6 +243,9 @@ def summarise(
         exit=exit_,
         timed=timed,
         plain=float(samples.plain[_quieter_half(samples.plain)].mean()) / 1e3,
+        instruments=None
+        if entry is None
+        else float(np.median(samples.timed - samples.plain)) / 1e3,
     )
     p10, p50, p90 = (float(p) / 1e6 for p in np.percentile(samples.plain, [10, 50, 90]))
     phases = Phases(
@@ -253,6 +258,8 @@ def summarise(
         p90_ms=p90,
     )
     notes = list(notes)
+    if samples.counted.missing:
+        notes.append(f"no hardware counters: {samples.counted.missing}")
     if limits and not limits.quiet:
         notes.append(
             "this machine's limits were measured while it was busy: they may be too low; "

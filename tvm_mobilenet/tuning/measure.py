@@ -63,15 +63,19 @@ class Measurement:
 class Measurer:
     """Measures kernels; keeps worker processes until `close`."""
 
-    def __init__(self, builder: Any, runner: Any, target: TargetSpec) -> None:
-        """builder, runner: MetaSchedule's interfaces; see `local_runner` and `LibraryBuilder`."""
+    def __init__(self, builder: Any, runner: Any, target: TargetSpec, *, cold: bool = True) -> None:
+        """builder, runner: MetaSchedule's interfaces; see `local_runner` and `LibraryBuilder`.
+
+        cold=False repeats on the same buffers, as MetaSchedule's own searches do.
+        """
+        self._cold = cold
         self.builder, self.runner = builder, runner
         self._target, self._tvm_target = target, target.tvm_target()
         self.spent = {"building": 0.0, "measuring": 0.0}  # seconds
 
     def measure(self, functions: Sequence[tirx.PrimFunc]) -> list[Measurement]:
         """One measurement for each kernel; whatever happens to one costs only that one."""
-        sets = [copies_of(function, self._target) for function in functions]
+        sets = [copies_of(f, self._target) if self._cold else 1 for f in functions]
         start = time.monotonic()
         modules = [rotating(f, n) for f, n in zip(functions, sets, strict=True)]
         built = self.builder.build(

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 
 TRIALS_PER_FUNCTION = 32  # unless told otherwise
 _ITERATION = 16
+_LEAST_POPULATION = 64
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,11 @@ def tune_function(
             mod=tvm.IRModule({"main": function.with_attr("global_symbol", "main")}),
             target=target,
             space_generator="post-order-apply",
-            search_strategy="evolutionary",
+            # TVM's defaults (512 and 50) take a minute to fill before the first trial
+            search_strategy=ms.search_strategy.EvolutionarySearch(
+                population_size=max(_LEAST_POPULATION, 2 * trials),
+                init_min_unmeasured=min(50, trials),
+            ),
             task_name=name,
             rand_state=seed + 1,  # 0 would be a random one
             num_threads=1,

@@ -125,6 +125,15 @@ void check_sizes(const std::string& bundle, const json::Object& files) {
   }
 }
 
+std::vector<int> affinity(const json::Object& target) {
+  std::vector<int> cpus;
+  if (target.count("affinity") == 0) return cpus;
+  for (const ffi::Any& entry : target["affinity"].cast<json::Array>()) {
+    cpus.push_back(entry.cast<int>());
+  }
+  return cpus;
+}
+
 std::vector<std::string> cpu_features(const json::Object& target) {
   std::vector<std::string> names;
   for (const ffi::Any& entry : target["cpu_features"].cast<json::Array>()) {
@@ -133,17 +142,24 @@ std::vector<std::string> cpu_features(const json::Object& target) {
   return names;
 }
 
-// Spreads work over `threads` of the CPUs usable here, and binds no thread to one of them.
-void use_threads(int threads) {
+// Spreads work over `threads` of the CPUs usable here, and binds no thread to one of them. Where
+// `affinity` has CPUs that are usable here, only those: the kind of core the bundle was built for.
+void use_threads(int threads, const std::vector<int>& affinity) {
   ffi::Array<ffi::String> cpus;
 #ifdef __linux__
-  cpu_set_t usable;
+  cpu_set_t usable, wanted;
   CPU_ZERO(&usable);
+  CPU_ZERO(&wanted);
   sched_getaffinity(0, sizeof(usable), &usable);
+  for (const int cpu : affinity) {
+    if (CPU_ISSET(cpu, &usable)) CPU_SET(cpu, &wanted);
+  }
+  if (CPU_COUNT(&wanted) > 0 && sched_setaffinity(0, sizeof(wanted), &wanted) == 0) usable = wanted;
   for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
     if (CPU_ISSET(cpu, &usable)) cpus.push_back(std::to_string(cpu));
   }
 #else
+  (void)affinity;
   for (unsigned cpu = 0; cpu < std::thread::hardware_concurrency(); ++cpu) {
     cpus.push_back(std::to_string(cpu));
   }
@@ -214,9 +230,10 @@ int main(int argc, char** argv) {
   try {
     const json::Object manifest = read_manifest(options.bundle + "/manifest.json");
     check_sizes(options.bundle, manifest["files"].cast<json::Object>());
-    check_cpu(cpu_features(manifest["target"].cast<json::Object>()));
+    const auto target = manifest["target"].cast<json::Object>();
+    check_cpu(cpu_features(target));
     const auto stored_threads = manifest["threads"].as<int>().value_or(0);
-    use_threads(options.threads > 0 ? options.threads : stored_threads);
+    use_threads(options.threads > 0 ? options.threads : stored_threads, affinity(target));
     const auto samples = npz::load(options.bundle + "/samples.npz");
     const Model model(options.bundle + "/model.so");
     if (!prove_parity(model, samples, manifest)) return 5;

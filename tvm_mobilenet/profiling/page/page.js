@@ -22,7 +22,7 @@ function cards() {
     [`${number(data.mult_adds / 1e6, 1)} M`, `Mult-Adds; ${number(1e3 * phases.p50_ms / (data.mult_adds / 1e6), 1)} µs a million`],
     [`${number(2 * data.mult_adds / 1e6 / phases.p50_ms, 0)} GFLOP/s`, data.limits ? `of ${number(data.limits.gflops, 0)} at the FMA peak` : "from end to end"],
     [percent(roof === null ? null : roof / whole.operators_us, 0), "of the roofline, all operators together"],
-    [percent(whole.explained), `explained by operators; instruments cost ${percent(whole.difference_us / whole.without_instruments_us)}`],
+    [percent(whole.explained), `explained by operators; instruments cost ${percent(whole.instruments_us === null ? null : whole.instruments_us / whole.without_instruments_us)}`],
   ];
   for (const [value, label] of entries) {
     $("cards").append(element("div", { className: "card" }, element("b", { textContent: value }), element("span", { textContent: label })));
@@ -225,7 +225,8 @@ function smallTables() {
     ["entering and leaving the network", whole.entry_us === null ? "not seen" : micro(whole.entry_us + whole.exit_us)],
     ["with instruments", micro(whole.with_instruments_us), true],
     ["without instruments, from end to end", micro(whole.without_instruments_us)],
-    ["difference: the instruments", `${micro(whole.difference_us)} (${percent(whole.difference_us / whole.without_instruments_us)})`],
+    ["difference", `${micro(whole.difference_us)} (${percent(whole.difference_us / whole.without_instruments_us)})`],
+    ["cost of the instruments, median of pairs", whole.instruments_us === null ? "not seen" : `${micro(whole.instruments_us)} (${percent(whole.instruments_us / whole.without_instruments_us)})`],
     ["explained by operators", percent(whole.explained), true],
   ]);
   fill("phases", [
@@ -239,8 +240,9 @@ function smallTables() {
   fill("limits", data.limits
     ? [["processor", data.limits.cpu], ["threads", data.limits.threads], ["FMA peak, float32", `${number(data.limits.gflops, 0)} GFLOP/s`],
        ...data.limits.levels.map((level) => [`${level.name}${level.kib ? `, ${level.kib} KiB a core` : ""}`, `${number(level.gb_per_s, 0)} GB/s`]),
-       ["measured on", data.limits.measured_on]]
+       ["limits measured on", data.limits.measured_on]]
     : [["limits", "not measured"]]);
+  fill("limits", Object.entries(data.counters).map(([name, count]) => [`${name}, an inference`, `${number(count / 1e6, 3)} M`]));
   const parity = data.parity.outputs ?? [];
   fill("parity", [
     ["verdict", data.parity.state ?? "unknown", true],
