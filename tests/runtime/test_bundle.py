@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 
@@ -150,6 +151,29 @@ def test_two_of_one_library_do_not_disturb_each_other(built: Path, sample: Sampl
     assert close(second.run(x), sample)
     second.close()
     assert close(first.run(x), sample)
+
+
+def test_weights_are_in_memory_once(tmp_path: Path) -> None:
+    """Pages of the library's file that were copied into tensors are given back."""
+    from tvm_mobilenet import deploy
+
+    text = '<ir_version: 10, opset_import: ["" : 18]> dense (float[1,512] x) => (float[1,512] y) '
+    model = onnx.parser.parse_model(text + "{ y = MatMul(x, w) }")
+    weights = np.random.default_rng(0).standard_normal((512, 512)).astype("float32")
+    model.graph.initializer.append(onnx.numpy_helper.from_array(weights, "w"))
+    onnx.save(model, tmp_path / "dense.onnx")
+    built = deploy.build(tmp_path / "dense.onnx", output=tmp_path / "bundle", threads=1).path
+    with Bundle.load(built) as bundle:
+        x = np.ones((1, 512), "float32")
+        np.testing.assert_allclose(bundle.run(x), x @ weights, rtol=1e-4, atol=1e-4)
+        resident, mine = 0, False
+        for line in Path("/proc/self/smaps").read_text().splitlines():
+            fields = line.split(maxsplit=5)
+            if "-" in fields[0]:
+                mine = fields[-1] == str(built / "model.so")
+            elif mine and fields[0] == "Rss:":
+                resident += int(fields[1])
+    assert resident < weights.nbytes / 1024 / 2
 
 
 def test_code_that_replaced_loaded_code_is_the_code_that_runs(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import mmap
 import os
 import sys
 import threading
@@ -124,6 +125,7 @@ class Module:
             machine = self._library.module["vm_load_executable"]()
             machine["vm_initialization"](_CPU, _FIRST, _POOLED_ALLOCATOR)
             self._machine, self._main = machine, machine["main"]
+            _forget_file_pages(path)
         except (RuntimeError, ValueError, TypeError, AttributeError) as error:
             message = str(error).strip().splitlines()
             raise InputError(
@@ -148,6 +150,28 @@ class Module:
             return self._main, self._machine[TIMED_ENTRY]
         except (AttributeError, RuntimeError) as error:
             raise InputError("has no timed entry: it was built by an older release") from error
+
+
+def _forget_file_pages(library: Path) -> None:
+    """Let the kernel take back the pages of a library's file that held the weights.
+
+    Loading copied them into tensors; the pages are read again should they be needed. Only Linux
+    tells which they are; elsewhere the weights stay in memory twice.
+    """
+    smaps = Path("/proc/self/smaps")
+    if not smaps.is_file():
+        return
+    libc = ctypes.CDLL(None)
+    libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+    name, span = str(library.resolve()), None
+    for line in smaps.read_text(encoding="utf-8").splitlines():
+        fields = line.split(maxsplit=5)  # addresses, permissions, offset, device, inode, path
+        if "-" in fields[0]:
+            mine = len(fields) == 6 and fields[1] == "r--p" and fields[5] == name
+            span = tuple(int(at, 16) for at in fields[0].split("-")) if mine else None
+        elif span and fields[:2] == ["Anonymous:", "0"]:  # as in the file: nothing relocated
+            # advice: that it may be refused is no harm
+            libc.madvise(span[0], span[1] - span[0], mmap.MADV_DONTNEED)
 
 
 def _usable_cpus() -> set[int]:
