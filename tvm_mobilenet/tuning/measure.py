@@ -121,7 +121,7 @@ class LibraryBuilder(ms.builder.PyBuilder):
         self.folder = tempfile.mkdtemp(prefix="tvm-mobilenet-tune-")
         self.compiler = compiler
         self.count = 0
-        self.pool = PopenPoolExecutor(max_workers=workers, timeout=BUILD_TIMEOUT)
+        self.pool = PopenPoolExecutor(workers, timeout=BUILD_TIMEOUT, initializer=leave_interrupts)
 
     def close(self) -> None:
         """End the processes and remove what they built."""
@@ -171,12 +171,20 @@ def remote_runner(tracker: str, key: str, threads: int, on_loss: Callable[[str],
     )
 
 
+def leave_interrupts() -> None:
+    """Ctrl-C is for the process that started this one, which then ends it."""
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 def pin(cpus: Sequence[int]) -> None:
-    """Run this process, and TVM's threads in it, on the given CPUs only."""
+    """Run this worker process, and TVM's threads in it, on the given CPUs only."""
     import os
 
     from tvm_mobilenet.runtime.library import use_threads
 
+    leave_interrupts()
     os.sched_setaffinity(0, cpus)
     use_threads(len(cpus), exactly=True)
 
