@@ -39,7 +39,8 @@ from tvm_mobilenet.tuning.store import PLACEHOLDER_SECONDS
 if TYPE_CHECKING:
     from tvm_mobilenet.targets import TargetSpec
 
-REPEATS = 10  # timed runs of a candidate, each over all copies
+REPEATS = 20  # timed runs of a candidate, each over all copies: short next to building it
+REMOTE_REPEATS = 10  # the device may be slow, or emulated
 MOST_COPIES = 256
 _LINE = 16  # floats in a cache line: every copy of a buffer starts at one
 BUILD_TIMEOUT = 60.0  # seconds; the largest kernels take one
@@ -166,7 +167,9 @@ def remote_runner(tracker: str, key: str, threads: int, on_loss: Callable[[str],
         key,
         timeout_sec=RUN_TIMEOUT,
         threads=threads,
-        evaluator_config=ms.runner.EvaluatorConfig(number=1, repeat=REPEATS, min_repeat_ms=0),
+        evaluator_config=ms.runner.EvaluatorConfig(
+            number=1, repeat=REMOTE_REPEATS, min_repeat_ms=0
+        ),
         on_loss=on_loss,
     )
 
