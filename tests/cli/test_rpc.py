@@ -68,6 +68,7 @@ def test_devices_as_json_of_the_tracker_that_is_asked(
         (["rpc", "proxy"], 2, "invalid choice: 'proxy'"),
         (["rpc", "tracker", "--port", "65536"], 2, "is not a port number"),
         (["rpc", "server", "--rpc-tracker", "127.0.0.1:1"], 2, "needs --rpc-key KEY"),
+        (["rpc", "package"], 2, "needs -o DIR"),
         (["rpc", "server", "--rpc-tracker", "here", "--rpc-key", "x"], 3, "is not HOST:PORT"),
         (["rpc", "server", "--port", "0", "--rpc-key", "a b"], 3, "is not a device key"),
         (["rpc", "tracker", "--host", "192.0.2.1"], 3, "cannot listen at 192.0.2.1:9190"),

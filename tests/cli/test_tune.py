@@ -72,7 +72,34 @@ def test_two_operators_are_tuned_recorded_and_built(model: Path, tmp_path: Path,
     document = json.loads(built.stdout)
     still = read_records(directory / RECORDS)
     assert document["sources"].get("tuned", 0) == len(still)
-    assert document["parity"]["passed"]
+    assert document["parity"]["state"] == "passed"
+
+
+@pytest.mark.slow
+def test_what_has_no_template_is_tuned_by_metaschedule(tmp_path: Path, cli) -> None:
+    """A grouped convolution: the fallback is slow, the trace found is applied by build."""
+    text = """<ir_version: 10, opset_import: ["" : 18]>
+    grouped (float[1,8,12,12] x) => (float[1,16,12,12] y) {
+        y = Conv<group=2, pads=[1,1,1,1]>(x, w)
+    }"""
+    network = parser.parse_model(text)
+    weight = np.random.default_rng(0).standard_normal((16, 4, 3, 3)).astype(np.float32)
+    network.graph.initializer.append(numpy_helper.from_array(weight, "w"))
+    onnx.save(network, tmp_path / "grouped.onnx")
+    options = ("--threads", 1, "--logs", tmp_path / "logs")
+    run = cli(
+        "tune", tmp_path / "grouped.onnx", "--space", "sketch", "--trials", 6, *options, "--json"
+    )
+    assert run.returncode == 0, run.stderr
+    (found,) = json.loads(run.stdout)["functions"]
+    assert found["trials"] > found["failed"] == 0 and found["fault"] is None
+    assert found["tuned"] == (found["best_seconds"] < found["baseline_seconds"])
+    built = cli("build", tmp_path / "grouped.onnx", *options, "-o", tmp_path / "out", "--json")
+    assert built.returncode == 0, built.stderr
+    document = json.loads(built.stdout)
+    (other,) = (o for o in document["operators"] if o["kind"] == "other")
+    assert (other["source"], other["note"]) == ("tuned" if found["tuned"] else "fallback", "")
+    assert document["parity"]["state"] == "passed"
 
 
 @pytest.mark.parametrize(

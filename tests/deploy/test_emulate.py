@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
-import struct
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tvm_mobilenet import deploy
 from tvm_mobilenet.deploy import emulate
 from tvm_mobilenet.errors import InputError, ParityError
+from tvm_mobilenet.parity.samples import Sample, load_samples, save_samples
 from tvm_mobilenet.runtime import manifest
 
 NEEDED = [
@@ -55,11 +56,9 @@ def test_two_files_are_all_that_the_board_needs(bundle: Path, tmp_path: Path) ->
 
 
 def test_wrong_samples_fail_and_bad_use_is_refused(bundle: Path, tmp_path: Path) -> None:
-    data = bytearray((bundle / manifest.SAMPLES).read_bytes())
-    at = data.index(b"0.float64.0.npy")
-    at = data.index(b"\n", at) + 1  # behind the array's header
-    data[at : at + 8] = struct.pack("<d", struct.unpack("<d", data[at : at + 8])[0] + 1)
-    (tmp_path / "wrong.npz").write_bytes(data)
+    (first, *others) = load_samples(bundle / manifest.SAMPLES, ["picture"], ["result"])
+    picture = {"picture": first.inputs["picture"] + np.float32(1)}
+    save_samples(tmp_path / "wrong.npz", [Sample(picture, first.float32, first.float64), *others])
     done = runner(bundle, "--samples", tmp_path / "wrong.npz")
     assert (done.returncode, "FAIL result" in done.stdout) == (5, True)
     assert runner(bundle, "--samples", tmp_path / "gone.npz").returncode == 3

@@ -18,6 +18,7 @@ from tvm_mobilenet.profiling.limits import LevelLimit, Limits
 from tvm_mobilenet.profiling.operators import OperatorSamples, Samples
 from tvm_mobilenet.profiling.profile import Profile, layer_kinds, summarise
 from tvm_mobilenet.profiling.roofline import roof
+from tvm_mobilenet.schedules.spec import ScaleSpec
 
 LIMITS = Limits(
     cpu="A Processor",
@@ -158,7 +159,7 @@ def test_threads_bring_their_own_near_caches() -> None:
 
 
 def test_squeeze_excite_is_told_from_the_head() -> None:
-    block = ["pool", "dense", "dense", "scale"]
+    block = ["pool", "dense", "dense", ScaleSpec.kind]
     operators = ["stem", "depthwise", *block, "pointwise", "pool", "dense", "dense"]
     kinds = layer_kinds(operators)
     assert kinds[2:6] == ["squeeze-excite"] * 4

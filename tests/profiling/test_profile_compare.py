@@ -44,8 +44,8 @@ def test_a_difference_is_told_from_chance() -> None:
 
 
 def test_one_of_many_by_chance_is_no_finding() -> None:
-    """Of 40 comparisons of equals two are below 0.05 unadjusted on average; none may be after."""
-    names = [(f"layer{i}", 10.0) for i in range(40)]
+    """Of 15 comparisons of equals one may well be below 0.05 unadjusted; none may be after."""
+    names = [(f"layer{i}", 10.0) for i in range(15)]
     found = compare_timed(_side("a", *names), _side("b", *names))
     assert min(d.p for d in found.operators) > 0.05
 

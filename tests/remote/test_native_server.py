@@ -14,8 +14,12 @@ import pytest
 
 import tvm_mobilenet as tm
 from tvm_mobilenet.errors import InputError, MissingToolError, NothingMeasuredError
+from tvm_mobilenet.parity.samples import Sample, load_samples
+from tvm_mobilenet.remote.errors import OvertimeError
 from tvm_mobilenet.remote.native import package_server
-from tvm_mobilenet.remote.tracker import Address, Tracker
+from tvm_mobilenet.remote.network import run_network
+from tvm_mobilenet.remote.process import Process
+from tvm_mobilenet.remote.tracker import Address, Grant, Tracker
 
 slow_rpc = [pytest.mark.slow, pytest.mark.rpc]
 QEMU = ("qemu-aarch64", "-cpu", "cortex-a72", "-L", "/usr/aarch64-linux-gnu")
@@ -37,6 +41,10 @@ def serving(command: Sequence[object], folder: Path) -> Iterator[tuple[str, Any]
         process.terminate()
         process.wait(timeout=60)
         process.stdout.close()
+
+
+def stored(bundle: Path) -> Sample:
+    return load_samples(bundle / "samples.npz", ["picture"], ["scores", "mean"])[0]
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +104,20 @@ class TestHere:
                 tm.deploy(bundle, rpc=address, key="k", runs=50_000_000, timeout_sec=2)  # type: ignore[operator]
             with pytest.raises(NothingMeasuredError, match="connection lost"):
                 tm.deploy(bundle, rpc=address, key="other")  # type: ignore[operator]
-            assert tm.deploy(bundle, rpc=address, key="k", runs=1).parity.passed  # type: ignore[operator]
+            with Process() as client, pytest.raises(OvertimeError):  # it vanishes amidst its work
+                grant = Grant(Address.parse(address), "k")
+                client.call(
+                    run_network,
+                    grant,
+                    bundle / "model.so",
+                    [list(stored(bundle).inputs.values())],
+                    threads=1,
+                    runs=50_000_000,
+                    operators=None,
+                    seconds=600,
+                    timeout=3,
+                )
+            assert tm.deploy(bundle, rpc=address, key="k", runs=1, timeout_sec=60).parity.passed  # type: ignore[operator]
             assert process.poll() is None
         assert list(tmp_path.iterdir()) == []
 

@@ -16,22 +16,22 @@ from tvm_mobilenet.remote.tracker import Address, Tracker
 
 
 def test_a_free_port_of_loopback_is_taken() -> None:
-    with serve.listen("127.0.0.1", 0) as listener:
+    with serve.listen("127.0.0.1", 0, socket.socket) as listener:
         where = serve.bound(listener)
         assert where.host == "127.0.0.1" and where.port > 0
         with pytest.raises(InputError, match=f"port {where.port} of 127.0.0.1 is in use; choose"):
-            serve.listen(where.host, where.port)
+            serve.listen(where.host, where.port, socket.socket)
 
 
 @pytest.mark.parametrize("host", ["192.0.2.1", "no.such.host.invalid"])
 def test_an_address_that_is_not_this_machines_is_refused(host: str) -> None:
     with pytest.raises(InputError, match=f"cannot listen at {host}:0"):
-        serve.listen(host, 0)
+        serve.listen(host, 0, socket.socket)
 
 
 def test_a_connection_that_says_nothing_is_turned_away(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(serve, "_HANDSHAKE_SECONDS", 0.1)
-    with serve.listen("127.0.0.1", 0, for_sessions=True) as listener:
+    with serve.listen("127.0.0.1", 0, serve.SessionListener) as listener:
         where = listener.getsockname()
         with socket.create_connection(where) as silent:
             with pytest.raises(OSError):

@@ -97,7 +97,7 @@ def test_a_candidate_that_crashes_or_hangs_costs_itself() -> None:
 
     good = kernel(TASK.baseline)
     wanted = [good, calling("abort"), calling("pause"), calling("no_such_function"), good]
-    measurer = Measurer(LibraryBuilder(1), local_runner([0], timeout=10), TARGET)
+    measurer = Measurer(LibraryBuilder(1), local_runner([0], timeout=6), TARGET)
     try:
         first, crashed, hung, unknown, last = measurer.measure(wanted)
     finally:

@@ -77,46 +77,57 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the tracker or server until it is stopped, or print the devices."""
-    if args.action == "devices":
-        return _devices(args)
-    if args.action == "package":
-        return _package(args)
+    """Run the tracker or server until it is stopped, print the devices, or make the package."""
+    actions = {"tracker": _tracker, "server": _server, "devices": _devices, "package": _package}
+    return actions[args.action](args)
+
+
+def _tracker(args: argparse.Namespace) -> int:
+    import socket
+
+    from tvm_mobilenet.remote import serve
+
+    port = TRACKER_PORT if args.port is None else args.port
+    with serve.listen(args.host or LOOPBACK, port, socket.socket) as listener:
+        where = serve.bound(listener)
+        try:
+            serve.serve_tracker(
+                listener, ready=lambda: _announce(args, where), verbose=bool(args.verbose)
+            )
+        except serve.StoppedError as stopped:
+            args.console.info(f"tracker at {where} stopped by {stopped}")
+    return 0
+
+
+def _server(args: argparse.Namespace) -> int:
     from tvm_mobilenet.remote import serve
     from tvm_mobilenet.remote.tracker import Address, Tracker
 
-    if args.action == "server" and args.rpc_tracker and not args.rpc_key:
+    if args.rpc_tracker and not args.rpc_key:
         raise UsageError("a server that registers with a tracker needs --rpc-key KEY")
-    host, console = args.host or LOOPBACK, args.console
-    default_port = TRACKER_PORT if args.action == "tracker" else SERVER_PORT
-    port = default_port if args.port is None else args.port
-    tracker = None
-    if args.action == "server" and args.rpc_tracker:
-        tracker = Tracker(Address.parse(args.rpc_tracker))
-        if host in _LOOPBACKS and tracker.address.host not in _LOOPBACKS and not args.advertise:
-            console.warn(
-                f"listening at {host} alone, while tracker {tracker.address} will send clients to "
-                "this machine's address there: tunnel to the tracker, or give --host"
-            )
-    with serve.listen(host, port, for_sessions=args.action == "server") as listener:
+    host = args.host or LOOPBACK
+    tracker = Tracker(Address.parse(args.rpc_tracker)) if args.rpc_tracker else None
+    far = tracker is not None and tracker.address.host not in _LOOPBACKS
+    if far and host in _LOOPBACKS and not args.advertise:
+        args.console.warn(
+            f"listening at {host} alone, while tracker {args.rpc_tracker} will send clients to "
+            "this machine's address there: tunnel to the tracker, or give --host"
+        )
+    port = SERVER_PORT if args.port is None else args.port
+    with serve.listen(host, port, serve.SessionListener) as listener:
         where = serve.bound(listener)
         try:
-            if args.action == "tracker":
-                serve.serve_tracker(
-                    listener, ready=lambda: _announce(args, where), verbose=bool(args.verbose)
-                )
-            else:
-                serve.serve_device(
-                    listener,
-                    args.rpc_key or "",
-                    tracker,
-                    advertise=args.advertise,
-                    ready=lambda: _announce(args, where),
-                    say=console.warn,
-                    verbose=bool(args.verbose),
-                )
+            serve.serve_device(
+                listener,
+                args.rpc_key or "",
+                tracker,
+                advertise=args.advertise,
+                ready=lambda: _announce(args, where),
+                say=args.console.warn,
+                verbose=bool(args.verbose),
+            )
         except serve.StoppedError as stopped:
-            console.info(f"{args.action} at {where} stopped by {stopped}")
+            args.console.info(f"server at {where} stopped by {stopped}")
     return 0
 
 

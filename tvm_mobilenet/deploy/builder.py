@@ -209,7 +209,12 @@ def compile_and_prove(
             export_library(compiled, library, toolchain=compiler, objects=Path(objects))
             progress("building the runner")
             place = library.with_name("runner")
-            runner = device.build_runner(compiled, Path(objects), compiler, place, threads=threads)
+            try:
+                runner = device.build_runner(
+                    compiled, Path(objects), compiler, place, threads=threads
+                )
+            except NotImplementedError as error:
+                progress(f"no runner: {error}")
     progress("comparing with PyTorch")
     references = evaluate(imported, samples(imported) if inputs is None else inputs)
     if runner is not None:

@@ -91,6 +91,13 @@ def plan(main: Any) -> Network:
                 offset = storages[value.args[0]] + int(value.args[1].value)
                 dtype = str(variable.ty.dtype)
                 tensors[variable] = add(Tensor(shape(variable.ty.shape), dtype, "Arena", offset))
+            elif getattr(getattr(value, "op", None), "global_symbol", "") == "vm.builtin.reshape":
+                old = network.tensors[argument(value.args[0])]
+                if old.place == "Input":
+                    raise NotImplementedError("the runner without TVM cannot reshape an input")
+                tensors[variable] = add(
+                    Tensor(shape(variable.ty.shape), old.dtype, old.place, old.offset)
+                )
             elif name != "relax.vm.kill_object":
                 raise NotImplementedError(f"the runner without TVM cannot do {name or value}")
     result = main.body.body

@@ -26,15 +26,8 @@ if TYPE_CHECKING:
 By = Literal["layer", "op", "kind"]
 BY: tuple[By, ...] = ("layer", "op", "kind")
 KINDS = (
-    "stem",
-    "depthwise",
-    "pointwise",
-    "separable",
-    "conv",
-    "squeeze-excite",
-    "dense",
-    "pool",
-    "other",
+    *("stem", "depthwise", "pointwise", "separable", "conv"),  # separable: both in one function
+    *("squeeze-excite", "dense", "pool", "other"),
 )
 
 
@@ -285,15 +278,15 @@ def summarise(
 def layer_kinds(operators: Sequence[str]) -> list[str]:
     """The layer kind, of KINDS, of each operator, given what the compiler calls them in order.
 
-    Squeeze-excite is a pooling, dense layers, and a `scale` that multiplies them back onto a
-    feature map; what follows a pooling without one is the network's head.
+    Squeeze-excite is a pooling, dense layers, and what the compiler gives that name: their product
+    with a feature map; what follows a pooling without one is the network's head.
     """
     kinds = [kind if kind in KINDS else "other" for kind in operators]
     pooling = None
     for i, operator in enumerate(operators):
         if operator == "pool":
             pooling = i
-        elif operator == "scale" and pooling is not None:
+        elif operator == "squeeze-excite" and pooling is not None:
             kinds[pooling : i + 1] = ["squeeze-excite"] * (i + 1 - pooling)
             pooling = None
         elif operator not in ("dense", "elementwise"):

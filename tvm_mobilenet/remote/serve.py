@@ -11,12 +11,15 @@ import ctypes
 import errno
 import logging
 import os
+import select
 import signal
 import socket
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 from tvm_mobilenet.errors import InputError
 from tvm_mobilenet.remote.tracker import Address, Tracker, check_key
@@ -24,6 +27,7 @@ from tvm_mobilenet.remote.worker import die_with_parent
 from tvm_mobilenet.runtime.library import tvm_ffi
 
 _HANDSHAKE_SECONDS = 5.0
+_LEAVE_SECONDS = 2.0  # for a session to end by itself once its client has gone
 _KEEPALIVE_IDLE, _KEEPALIVE_INTERVAL, _KEEPALIVE_PROBES = 30, 10, 3  # seconds, seconds, number
 
 
@@ -31,9 +35,11 @@ class StoppedError(KeyboardInterrupt):
     """SIGTERM or Ctrl-C came. A KeyboardInterrupt, since asyncio lets nothing else through."""
 
 
-def listen(host: str, port: int, *, for_sessions: bool = False) -> socket.socket:
+Listener = TypeVar("Listener", bound=socket.socket)
+
+
+def listen(host: str, port: int, kind: type[Listener]) -> Listener:
     """A listening socket; port 0 takes a free one. InputError when that cannot be had."""
-    kind = _Listener if for_sessions else socket.socket
     try:
         family, _, _, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -75,7 +81,7 @@ def serve_tracker(
 
 
 def serve_device(
-    listener: socket.socket,
+    listener: SessionListener,
     key: str,
     tracker: Tracker | None,
     *,
@@ -105,7 +111,8 @@ def serve_device(
 
         _load_extra_functions()
         server.logger.setLevel(logging.INFO if verbose else logging.ERROR)
-        os.register_at_fork(after_in_child=_be_a_session)  # TVM forks a process for each session
+        # TVM forks a process for each session
+        os.register_at_fork(after_in_child=lambda: _be_a_session(listener.accepted))
         ready()
         while True:
             try:
@@ -121,11 +128,22 @@ def _import_light() -> None:
     tvm_ffi()
 
 
-def _be_a_session() -> None:
-    """After the fork: die of the signals that TVM stops a session with, and with the server."""
+def _be_a_session(connection: int) -> None:
+    """After the fork: die of the signals that TVM stops a session with, with the server, and with
+    the client. TVM notices that its client has gone only after the work that it asked for."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     die_with_parent()
+    if hasattr(select, "POLLRDHUP"):  # Linux
+        threading.Thread(target=_end_with_client, args=(connection,), daemon=True).start()
+
+
+def _end_with_client(connection: int) -> None:
+    poll = select.poll()
+    poll.register(connection, select.POLLRDHUP)
+    poll.poll()
+    time.sleep(_LEAVE_SECONDS)
+    os._exit(0)
 
 
 def _load_extra_functions() -> None:
@@ -158,11 +176,13 @@ def _stoppable() -> Iterator[None]:
             child.join()
 
 
-class _Listener(socket.socket):
-    """Hands out only connections that have begun to speak.
+class SessionListener(socket.socket):
+    """Hands out only connections that have begun to speak; `accepted` is the last one's descriptor.
 
     TVM's listener reads the first bytes of a connection without limit: a port scan would block it.
     """
+
+    accepted = -1
 
     def accept(self) -> tuple[socket.socket, Any]:
         """As socket.accept; OSError, which TVM's listener takes as try again, for a silent one."""
@@ -173,6 +193,7 @@ class _Listener(socket.socket):
                 raise ConnectionError("closed before the first message")
             connection.settimeout(None)
             _keep_alive(connection)
+            self.accepted = connection.fileno()
         except OSError:
             connection.close()
             raise

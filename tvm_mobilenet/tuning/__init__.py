@@ -1,17 +1,19 @@
 """Tuning: measure schedules on a device, keep what is faster and right, never lose a measurement.
 
-``tune`` (`session.py`) is the way through: tasks of a network -> baselines -> search -> finalists
-inside the network -> records that `build` applies.
+The way through is `tune.tune`: tasks of a network -> baselines -> search -> finalists inside the
+network -> records that `build` applies.
 
-``task``       the operators of a network that are worth tuning, with their count
-``search``     candidates of one task: what to measure next
-``ranking``    the learned order of candidates
-``schedule``   which task gets the next trials
-``measure``    candidates -> seconds, through MetaSchedule's Builder and Runner
-``check``      a kernel's numbers against its plain function
-``network``    whole networks: compiled with given knobs, timed per operator and end to end
+``session``    one network being searched: proposes, measures, stores, and writes the records
+``task``       the operators of a network, and their candidates: (rule, knobs)
+``search``     what to measure next for one operator; ``ranking`` its learned order
+``schedule``   which operator gets the next trials
+``transfer``   what earlier runs know
+``measure``    candidates -> seconds, cold, through MetaSchedule's Builder and Runner
+``finalists``  the last choice: numbers (``check``), then whole networks (``network``, ``turns``),
+               here or on another ``device``
 ``store``      measurements, one JSON line each, that survive kill -9
-``records``    the winners, and which of them apply to a build
+``records``    the winners, and which of them apply to a build; ``maintain`` looks after them
+``report``     what a run found
 ``sketch``     MetaSchedule's generated search space, for what has no template
 
 What is TVM's and what is ours

@@ -39,7 +39,8 @@ from tvm_mobilenet.tuning.store import PLACEHOLDER_SECONDS
 if TYPE_CHECKING:
     from tvm_mobilenet.targets import TargetSpec
 
-REPEATS = 10  # timed runs of a candidate, each over all copies
+REPEATS = 20  # timed runs of a candidate, each over all copies: short next to building it
+REMOTE_REPEATS = 10  # the device may be slow, or emulated
 MOST_COPIES = 256
 _LINE = 16  # floats in a cache line: every copy of a buffer starts at one
 BUILD_TIMEOUT = 60.0  # seconds; the largest kernels take one
@@ -121,7 +122,7 @@ class LibraryBuilder(ms.builder.PyBuilder):
         self.folder = tempfile.mkdtemp(prefix="tvm-mobilenet-tune-")
         self.compiler = compiler
         self.count = 0
-        self.pool = PopenPoolExecutor(max_workers=workers, timeout=BUILD_TIMEOUT)
+        self.pool = PopenPoolExecutor(workers, timeout=BUILD_TIMEOUT, initializer=leave_interrupts)
 
     def close(self) -> None:
         """End the processes and remove what they built."""
@@ -166,17 +167,27 @@ def remote_runner(tracker: str, key: str, threads: int, on_loss: Callable[[str],
         key,
         timeout_sec=RUN_TIMEOUT,
         threads=threads,
-        evaluator_config=ms.runner.EvaluatorConfig(number=1, repeat=REPEATS, min_repeat_ms=0),
+        evaluator_config=ms.runner.EvaluatorConfig(
+            number=1, repeat=REMOTE_REPEATS, min_repeat_ms=0
+        ),
         on_loss=on_loss,
     )
 
 
+def leave_interrupts() -> None:
+    """Ctrl-C is for the process that started this one, which then ends it."""
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 def pin(cpus: Sequence[int]) -> None:
-    """Run this process, and TVM's threads in it, on the given CPUs only."""
+    """Run this worker process, and TVM's threads in it, on the given CPUs only."""
     import os
 
     from tvm_mobilenet.runtime.library import use_threads
 
+    leave_interrupts()
     os.sched_setaffinity(0, cpus)
     use_threads(len(cpus), exactly=True)
 

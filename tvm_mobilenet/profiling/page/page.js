@@ -1,5 +1,5 @@
-const KINDS = ["stem", "depthwise", "pointwise", "conv", "squeeze-excite", "dense", "pool", "other"];
-const COLOURS = ["#e69f00", "#0072b2", "#d55e00", "#8a6d3b", "#cc79a7", "#009e73", "#56b4e9", "#8891a0"];
+const KINDS = ["stem", "depthwise", "pointwise", "separable", "conv", "squeeze-excite", "dense", "pool", "other"];
+const COLOURS = ["#e69f00", "#0072b2", "#d55e00", "#7b5ea7", "#8a6d3b", "#cc79a7", "#009e73", "#56b4e9", "#8891a0"];
 const colourOf = (kind) => COLOURS[Math.max(0, KINDS.indexOf(kind))];
 const layers = data.layers;
 

@@ -23,6 +23,7 @@
 #include <tvm/ffi/function.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <chrono>
 #include <csignal>
 #include <cstdint>
@@ -35,6 +36,7 @@
 #include <random>
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 namespace {
 
@@ -46,6 +48,7 @@ constexpr int32_t kMagic = 0xFF271, kMismatch = kMagic + 2, kTrackerMagic = 0x2F
 constexpr int kPut = 3, kUpdateInfo = 5, kPendingKeys = 7;
 constexpr int kMostBytes = 1 << 20;  // of a key or of a tracker's message
 constexpr int kPingMilliseconds = 2000;
+constexpr int kLeaveSeconds = 2;  // for a session to end by itself once its client has gone
 constexpr int kUnusedSeconds = 6;  // a password taken and not used for so long is replaced
 
 struct Options {
@@ -254,19 +257,14 @@ std::optional<Client> Accept(const Socket& listener, const Options& options,
 }
 
 // Waits for the session's end, its client's time limit, or a signal to stop; true for the last.
+// A client that has gone ends the session too: TVM notices it only after the work it asked for.
 bool Supervise(pid_t session, const Client& client, int signals) {
   const auto start = Clock::now();
+  std::optional<Clock::time_point> gone;
+  bool stop = false;
   while (waitpid(session, nullptr, WNOHANG) == 0) {
     const std::chrono::duration<double> used = Clock::now() - start;
     const bool over = client.seconds > 0 && used.count() >= client.seconds;
-    pollfd waited{signals, POLLIN, 0};
-    signalfd_siginfo info{};
-    int limit = 1000;
-    if (client.seconds > 0) limit = std::min(limit, int(1000 * (client.seconds - used.count())) + 1);
-    const bool signalled = !over && poll(&waited, 1, limit) > 0 &&
-                           read(signals, &info, sizeof info) == sizeof info &&
-                           info.ssi_signo != SIGCHLD;
-    if (!over && !signalled) continue;
     if (over) {
       char message[96];
       std::snprintf(message, sizeof message,
@@ -274,9 +272,18 @@ bool Supervise(pid_t session, const Client& client, int signals) {
       tvm::ffi::Function::GetGlobalRequired("rpc.ReturnException")(client.connection.get(),
                                                                    std::string(message));
     }
-    kill(session, SIGKILL);
-    waitpid(session, nullptr, 0);
-    return signalled;
+    if (over || stop || (gone && Clock::now() - *gone > std::chrono::seconds(kLeaveSeconds))) {
+      kill(session, SIGKILL);
+      waitpid(session, nullptr, 0);
+      return stop;
+    }
+    pollfd waited[] = {{signals, POLLIN, 0}, {client.connection.get(), POLLRDHUP, 0}};
+    const double left = client.seconds > 0 ? client.seconds - used.count() : 1;
+    poll(waited, gone ? 1 : 2, static_cast<int>(1000 * std::min(left, 1.0)) + 1);
+    if (!gone && (waited[1].revents & (POLLRDHUP | POLLHUP | POLLERR))) gone = Clock::now();
+    signalfd_siginfo info{};
+    stop = waited[0].revents && read(signals, &info, sizeof info) == sizeof info &&
+           info.ssi_signo != SIGCHLD;
   }
   return false;
 }
