@@ -28,6 +28,7 @@ def _measurement(name: str, ms: float, ratio: float) -> Measurement:
         share_of_peak=0.948,
         error=1e-6,
         load_seconds=0.1,
+        memory_mib=60.0,
         peak_memory_mib=70.0,
         session_memory_mib=30.0,
         model_mib=16.2,

@@ -26,6 +26,7 @@ def _measurement(name: str, ms: float) -> Measurement:
         share_of_peak=0.5,
         error=1e-6,
         load_seconds=0.1,
+        memory_mib=90.0,
         peak_memory_mib=100.0,
         session_memory_mib=50.0,
         model_mib=16.0,

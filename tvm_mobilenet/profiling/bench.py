@@ -43,7 +43,8 @@ class Measurement:
     share_of_peak: float | None
     error: float  # relative L2 against PyTorch in float64
     load_seconds: float
-    peak_memory_mib: float | None  # resident, of the whole process
+    memory_mib: float | None  # resident after the runs, of the whole process
+    peak_memory_mib: float | None
     session_memory_mib: float | None  # without the interpreter, numpy and the input
     model_mib: float  # size of what was loaded: bundle's library, ONNX file, ...
     preempted: int
@@ -308,6 +309,7 @@ def _cell(
                 share_of_peak=limit and gflops / limit,
                 error=timing.error,
                 load_seconds=timing.opened.load_seconds,
+                memory_mib=_mib(timing.memory.resident),
                 peak_memory_mib=_mib(timing.memory.peak),
                 session_memory_mib=_mib(timing.memory.session),
                 model_mib=_size(timing.entry.artifact) / 2**20,

@@ -53,8 +53,9 @@ class Block:
 class Memory:
     """Resident memory of the process in bytes; None where the system does not tell."""
 
+    resident: int | None  # now, after the runs
     peak: int | None
-    session: int | None  # the part of `peak` that came with runtime, model and runs
+    session: int | None  # the part of `resident` that came with runtime, model and runs
 
 
 class Worker:
@@ -105,10 +106,10 @@ class Worker:
 
     def memory(self) -> Memory:
         """Memory up to now."""
-        peak = _resident("VmHWM")
-        if peak is None or self._baseline is None:
-            return Memory(peak, None)
-        return Memory(peak, peak - self._baseline)
+        peak, now = _resident("VmHWM"), _resident("VmRSS")
+        if now is None or self._baseline is None:
+            return Memory(now, peak, None)
+        return Memory(now, peak, now - self._baseline)
 
 
 def _resident(key: str) -> int | None:
