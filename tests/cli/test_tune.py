@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from onnx import numpy_helper, parser
 
 from tvm_mobilenet.cli import main
-from tvm_mobilenet.cli.tune import duration
+from tvm_mobilenet.cli.tune import duration, interrupts_kept
 from tvm_mobilenet.tuning.records import RECORDS, read_records
 from tvm_mobilenet.tuning.store import MeasuredLog
 
@@ -118,6 +119,17 @@ def test_what_cannot_be_done_is_said_in_one_line(arguments, code, message, model
     assert main(["tune", str(model), *arguments]) == code
     error = capsys.readouterr().err.splitlines()[-1]
     assert message in error
+
+
+def test_an_interrupt_inside_tvm_is_an_interrupt() -> None:
+    """TVM's C++ gives a RuntimeError without a message for it; other errors stay what they are."""
+    with pytest.raises(KeyboardInterrupt), interrupts_kept():
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            raise RuntimeError("") from None
+    with pytest.raises(RuntimeError, match="other"), interrupts_kept():
+        raise RuntimeError("other")
 
 
 def test_durations() -> None:

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import re
+import signal
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING
 
 from tvm_mobilenet.cli.common import (
@@ -97,8 +102,36 @@ def duration(text: str) -> float:
     return seconds
 
 
+@contextlib.contextmanager
+def interrupts_kept() -> Iterator[None]:
+    """Ctrl-C inside TVM's C++ comes out as a RuntimeError without a message: say what it was."""
+    pressed: list[int] = []
+
+    def handler(number: int, frame: FrameType | None) -> None:
+        pressed.append(number)
+        signal.default_int_handler(number, frame)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        yield
+    except RuntimeError as error:
+        if pressed:
+            raise KeyboardInterrupt from error
+        raise
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def run(args: argparse.Namespace) -> int:
     """Print the operators before and after, and the whole network; or one JSON document."""
+    with interrupts_kept():
+        return _run(args)
+
+
+def _run(args: argparse.Namespace) -> int:
     args.console.detail("importing the compiler")
     if args.space == "sketch":
         return _sketch(args)

@@ -155,6 +155,8 @@ class Session:
             if not batch:
                 return "nothing improved any more"
             self._measure(batch)
+            if fresh:
+                self._list_tasks()
             self._report_progress(limits)
             if all(search.best is None for search in self.searches):
                 reasons = [reason for search in self.searches for reason in search.failures]
@@ -211,6 +213,15 @@ class Session:
         for trial, measurement in zip(batch, measurements, strict=True):
             trial.search.record(trial.candidate, measurement)
         self.clock.lap("storing", start)
+
+    def _list_tasks(self) -> None:
+        """Every operator by its share of the time, now that the analytic choice is measured."""
+        timed = [(s.task.count * (s.baseline or 0.0), s.task) for s in self.searches]
+        total = sum(seconds for seconds, _ in timed) or 1.0
+        self._info(f"{len(timed)} operators, analytic choice, {total * 1e3:.3f} ms alone:")
+        for seconds, task in sorted(timed, key=lambda entry: -entry[0]):
+            share = f"{seconds / total:6.1%}"
+            self._info(f"{share}  {task.count} x {task.label}, {len(task.space)} candidates")
 
     def _report_progress(self, limits: Limits) -> None:
         total = sum(s.task.count * (s.best_seconds or 0.0) for s in self.searches)
