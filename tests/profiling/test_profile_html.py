@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 LEVELS = (LevelLimit("L1", 32, 200.0), LevelLimit("L2", 1024, 100.0), LevelLimit("memory", 0, 10.0))
 LIMITS = Limits("A Processor", 512, 1, 200.0, LEVELS, "2026-01-01", quiet=True)
+PATIENCE_MS = 240_000  # a busy machine is no failure
 HOSTILE = "</script><script>throw 1</script>"  # a node may be called anything
 
 
@@ -99,6 +100,7 @@ def browser() -> Iterator[Browser]:
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(
             executable_path=shutil.which("chromium"),
+            timeout=PATIENCE_MS,
             args=["--no-sandbox"],  # its sandbox refuses root, whom CI runs as
         )
         yield chromium
@@ -116,6 +118,7 @@ def opened(
     width, height = WIDTHS[request.param]
     context = browser.new_context(viewport={"width": width, "height": height}, offline=True)
     page = context.new_page()
+    page.set_default_timeout(PATIENCE_MS)
     wrong: list[str] = []
     page.on("console", lambda m: wrong.append(m.text) if m.type in ("error", "warning") else None)
     page.on("pageerror", lambda error: wrong.append(str(error)))
@@ -189,6 +192,7 @@ def test_the_report_in_a_browser(browser: Browser, tmp_path: Path, width: int) -
     path = tmp_path / "report.html"
     html.write_report(Report("A Processor", "native", 1, 50, networks, blocks, ("Hm",)), path)
     page = browser.new_page(viewport={"width": width, "height": 900}, offline=True)
+    page.set_default_timeout(PATIENCE_MS)
     wrong: list[str] = []
     page.on("console", lambda m: wrong.append(m.text) if m.type in ("error", "warning") else None)
     page.on("pageerror", lambda error: wrong.append(str(error)))
