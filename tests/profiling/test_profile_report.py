@@ -25,7 +25,7 @@ def _cell(model: str, ms: float | None, alpha: float = 1.0, resolution: int = 22
         measurements = (
             Measurement(
                 *("tvm-mobilenet", "0.1", "float32", 48, Spread(ms, ms - 0.1, ms + 0.1), (ms,)),
-                *(None, 100.0, 0.8, 1e-6, 0.1, 70.0, 30.0, 16.0, 0),
+                *(None, 100.0, 0.8, 1e-6, 0.1, 65.0, 70.0, 30.0, 16.0, 0),
             ),
         )
     left = () if ms is not None else (LeftOut("tvm-mobilenet", "failed", "no luck"),)
