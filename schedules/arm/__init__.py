@@ -4,17 +4,17 @@
 ``pointwise``    the innermost loop of pointwise and dense layers, in assembly
 ``stem``         the taps of the first convolution, in assembly
 ``convolution``  the loop nests around them, and the rules of all convolutions and dense layers
-``depthwise``    taps in assembly, loop nest and rule
+``depthwise``    taps in assembly, loop nest and rules
+``memory_bound`` the rest
 
 Assembly is for aarch64; armv7 runs the templates' own loops.
 """
 
 from __future__ import annotations
 
-from ..x86.depthwise import DEPTHWISE as DEPTHWISE_32
-from ..x86.memory_bound import ELEMENTWISE, LAYOUT, POOL, SCALE
 from .convolution import CONVOLUTION, DENSE, DENSE_32, POINTWISE, POINTWISE_32, STEM, STEM_32
-from .depthwise import DEPTHWISE
+from .depthwise import DEPTHWISE, DEPTHWISE_32
+from .memory_bound import ELEMENTWISE, LAYOUT, POOL, SCALE
 
 _SHARED = (CONVOLUTION, POOL, SCALE, ELEMENTWISE, LAYOUT)
 RULES_AARCH64 = (POINTWISE, DEPTHWISE, STEM, DENSE, *_SHARED)

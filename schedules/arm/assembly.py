@@ -98,3 +98,20 @@ def load(registers: Sequence[int], pointer: str, step: str = "") -> list[str]:
         names = ", ".join(f"v{r}.4s" for r in some)
         lines.append(f"ld1 {{{{{names}}}}}, [{{{pointer}}}], {move}")
     return lines
+
+
+def load_apart(registers: Sequence[int], pointer: str, step: str = "") -> list[str]:
+    """As `load`, but an instruction for each register, to stand between others."""
+    lines = [f"ldr q{r}, [{{{pointer}}}], #{VECTOR_BYTES}" for r in registers]
+    return [*lines[:-1], *load(registers[-1:], pointer, step)] if step else lines
+
+
+def interleave(work: Sequence[str], loads: Sequence[str]) -> list[str]:
+    """``loads`` spread evenly over ``work``, none before its first instruction."""
+    if not work:
+        return list(loads)
+    lines = []
+    for i, line in enumerate(work):
+        share = slice(len(loads) * i // len(work), len(loads) * (i + 1) // len(work))
+        lines += [line, *loads[share]]
+    return lines

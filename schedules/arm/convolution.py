@@ -36,6 +36,13 @@ TILE_OVERHEAD = 16
 SUM_OVERHEAD = 3.5
 
 
+@dataclass(frozen=True)
+class NeonConvKnobs(ConvKnobs):
+    """early: load ahead, for cores that issue in program order."""
+
+    early: bool = False
+
+
 class PointwiseNest(Nest):
     """The template's loop nest with assembly inside, wherever blocks are whole."""
 
@@ -69,6 +76,7 @@ class PointwiseNest(Nest):
             blocks=blocks,
             block_bytes=FLOAT_BYTES * LANES * (1 if problem.plain else problem.in_pixels),
             unroll=max(1, self.knobs.unroll // LANES),
+            early=getattr(self.knobs, "early", False),
         )
 
 
@@ -120,7 +128,7 @@ class _Convolution:
     kind: str
     nest: type[Nest] = Nest
     unrolls: tuple[int, ...] = (1, 2, 4)
-    knobs_class: type = ConvKnobs
+    knobs_class: type = NeonConvKnobs
 
     def takes(self, spec: Spec, target: TargetSpec) -> bool:
         return isinstance(spec, ConvSpec | DenseSpec) and spec.kind == self.kind
@@ -145,26 +153,28 @@ class _Convolution:
             if pixels * vectors + vectors + 1 <= free
         }
 
-    def analytic(self, spec: Any, target: TargetSpec) -> ConvKnobs:
+    def analytic(self, spec: Any, target: TargetSpec) -> NeonConvKnobs:
         cycles = self._cycles(spec, target)
         pixels, vectors = min(cycles, key=lambda tile: (cycles[tile], tile))
-        return ConvKnobs(
+        return NeonConvKnobs(
             pixels,
             vectors,
             unroll=self.unrolls[-1],
             order="pixels" if spec.kind == "stem" else "channels",
             parallel=worth_threads(spec, target),
+            early=target.in_order and self.nest is PointwiseNest,
         )
 
-    def space(self, spec: Any, target: TargetSpec) -> Iterable[ConvKnobs]:
+    def space(self, spec: Any, target: TargetSpec) -> Iterable[NeonConvKnobs]:
         cycles = self._cycles(spec, target)
         near = [tile for tile in cycles if cycles[tile] <= 1.25 * min(cycles.values())]
         parallel = worth_threads(spec, target)
         row_tiles = (0, 1, 2, 4, 8, 16) if spec.kind == "pointwise" else (0,)
+        earlies = (False, True) if self.nest is PointwiseNest else (False,)
         return [
-            ConvKnobs(*tile, unroll, rows, order, parallel)
-            for tile, unroll, rows, order in product(
-                near, self.unrolls, row_tiles, ("channels", "pixels")
+            NeonConvKnobs(*tile, unroll, rows, order, parallel, early=early)
+            for tile, unroll, rows, order, early in product(
+                near, self.unrolls, row_tiles, ("channels", "pixels"), earlies
             )
         ]
 

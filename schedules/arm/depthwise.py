@@ -7,13 +7,18 @@ kernel row its weights and the input columns are loaded once, up to eight column
 instructions, and each is multiplied into every sum that it feeds. Edge tiles load only columns
 that exist. 14 pixels of 3x3: 126 FMLA, 12 input loads, 3 weight loads.
 
-Register budget: P sums + KW weights + 8 inputs <= 32; 14 pixels of 3x3 take 25, of 5x5 27.
+With ``early``, for cores that wait for each instruction's operands in program order, loads stand
+among the FMLAs before those that use them, and the weights of two kernel rows are in registers.
+
+Register budget: P sums + KW weights (early: 2 KW) + 8 inputs <= 32; 14 pixels of 3x3 take 25, of
+5x5 27 (early: 32).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,7 +31,7 @@ from ..templates import depthwise as template
 from ..templates.depthwise import DepthwiseKnobs, Nest, Tile
 from ..templates.tiling import ColumnRun, column_runs
 from ..x86.work import worth_threads
-from .assembly import LANES, VECTOR_BYTES, Assembly, load
+from .assembly import LANES, VECTOR_BYTES, Assembly, interleave, load, load_apart
 
 if TYPE_CHECKING:
     from tvm_mobilenet.targets import TargetSpec
@@ -51,6 +56,7 @@ class DepthwiseTile:
     stride: int
     dilation: int
     row_bytes: int  # from one input row used to the next
+    early: bool = False  # loads apart, before they are needed
 
     def column(self, pixel: int, tap: int) -> int:
         """Input column relative to that of tap 0 of pixel 0."""
@@ -63,35 +69,66 @@ class DepthwiseTile:
         return range(min(used), max(used) + 1)
 
     def assembly(self) -> Assembly:
-        """Fixed registers: inputs from v0, the weights of a kernel row from v8."""
-        weights = list(range(INPUTS, INPUTS + self.kernel_width))
-        columns, row = self.columns, []
-        row += load(weights, "w")
-        chunks = [columns[i : i + INPUTS] for i in range(0, len(columns), INPUTS)]
-        moved = 0
-        for chunk in chunks:
-            last = chunk is chunks[-1]
-            before_last = (len(chunk) - 1) // LANES * LANES * VECTOR_BYTES
-            step = "{c0}" if last else ""
-            row += load(range(len(chunk)), "x", step)
-            moved += before_last if last else VECTOR_BYTES * len(chunk)
-            # by tap first, so that one sum's FMLAs are apart
-            for tap in range(self.kernel_width):
-                for p, taps in enumerate(self.taps):
-                    if tap in taps and (at := self.column(p, tap)) in chunk:
-                        register = at - chunk[0]
-                        row.append(f"fmla {{s{p}}}.4s, v{register}.4s, v{weights[tap]}.4s")
+        """Fixed registers: inputs from v0, the weights of a kernel row (early: of two) from v8."""
+        steps = self._early() if self.early else self._steps()
+        lines = [*steps[0][0]]
+        for (_, products), (loads, _) in zip(steps, [*steps[1:], ([], [])], strict=True):
+            lines += interleave(products, loads) if self.early else [*products, *loads]
         inside = "_".join("".join(map(str, taps)) or "x" for taps in self.taps)
+        inputs = INPUTS if self.early else min(INPUTS, len(self.columns))
+        weights = self.kernel_width * (2 if self.early else 1)
+        moved = VECTOR_BYTES * (len(self.columns) - 1)  # before the last load of a row
+        if not self.early:
+            moved -= VECTOR_BYTES * ((len(self.columns) - 1) % LANES)
         return Assembly(
             name=(
                 f"tvm_mobilenet_depthwise_{self.kernel_rows}x{self.kernel_width}"
-                f"_{self.stride}_{self.dilation}_{self.row_bytes}_{inside}"
+                f"_{self.stride}_{self.dilation}_{self.row_bytes}_{inside}{'_early' * self.early}"
             ),
-            lines=tuple(row * self.kernel_rows),
+            lines=tuple(lines),
             sums=len(self.taps),
-            fixed=(*range(min(INPUTS, len(columns))), *weights),
+            fixed=(*range(inputs), *range(INPUTS, INPUTS + weights)),
             constants=(self.row_bytes - moved,),
         )
+
+    def _steps(self) -> list[tuple[list[str], list[str]]]:
+        """Loads and products of up to eight input columns at a time."""
+        weights = range(INPUTS, INPUTS + self.kernel_width)
+        steps = []
+        for _ in range(self.kernel_rows):
+            for i, chunk in enumerate(chunks := _chunks(self.columns, INPUTS)):
+                loads = load(weights, "w") if i == 0 else []
+                step = "{c0}" if i == len(chunks) - 1 else ""
+                loads += load(range(len(chunk)), "x", step)
+                steps.append((loads, self._products(chunk, 0, weights)))
+        return steps
+
+    def _early(self) -> list[tuple[list[str], list[str]]]:
+        """As `_steps`, but four columns at a time, in registers that take turns."""
+        steps: list[tuple[list[str], list[str]]] = []
+        for row in range(self.kernel_rows):
+            start = INPUTS + row % 2 * self.kernel_width
+            weights = range(start, start + self.kernel_width)
+            for i, chunk in enumerate(chunks := _chunks(self.columns, LANES)):
+                first = len(steps) % 2 * LANES
+                loads = load_apart(weights, "w") if i == 0 else []
+                step = "{c0}" if i == len(chunks) - 1 else ""
+                loads += load_apart(range(first, first + len(chunk)), "x", step)
+                steps.append((loads, self._products(chunk, first, weights)))
+        return steps
+
+    def _products(self, chunk: range, first: int, weights: range) -> list[str]:
+        """All uses of some columns, in registers from ``first``; a sum's FMLAs stand apart."""
+        return [
+            f"fmla {{s{p}}}.4s, v{first + at - chunk[0]}.4s, v{weights[tap]}.4s"
+            for tap in range(self.kernel_width)
+            for p, taps in enumerate(self.taps)
+            if tap in taps and (at := self.column(p, tap)) in chunk
+        ]
+
+
+def _chunks(columns: range, size: int) -> list[range]:
+    return [columns[i : i + size] for i in range(0, len(columns), size)]
 
 
 class NeonNest(Nest):
@@ -126,21 +163,31 @@ class NeonNest(Nest):
             stride=spec.stride[1],
             dilation=spec.dilation[1],
             row_bytes=spec.dilation[0] * spec.in_width * VECTOR_BYTES,
+            early=getattr(self.knobs, "early", False),
         )
 
 
+@dataclass(frozen=True)
+class NeonDepthwiseKnobs(DepthwiseKnobs):
+    """early: load ahead, for cores that issue in program order."""
+
+    early: bool = False
+
+
+@dataclass(frozen=True)
 class _Depthwise:
     """Tile width by counted instructions."""
 
-    name = "depthwise"
-    knobs_class = DepthwiseKnobs
+    assembly: bool
+    name: str = "depthwise"
+    knobs_class: type = NeonDepthwiseKnobs
 
     def takes(self, spec: Spec, target: TargetSpec) -> bool:
         return isinstance(spec, ConvSpec) and spec.kind == "depthwise"
 
     @native_bounds()
     def build(self, spec: ConvSpec, knobs: DepthwiseKnobs) -> tirx.PrimFunc:
-        return template.build(spec, knobs, NeonNest)
+        return template.build(spec, knobs, NeonNest if self.assembly else Nest)
 
     def pack_weight(
         self, spec: ConvSpec, knobs: DepthwiseKnobs, weight: np.ndarray, argument: int = 1
@@ -148,13 +195,17 @@ class _Depthwise:
         return template.pack_weight(spec, knobs, weight)
 
     def widths(self, spec: ConvSpec, target: TargetSpec) -> range:
-        """Tile widths that fit the registers."""
-        free = target.vector_registers - INPUTS - spec.kernel[1]
+        """Tile widths that fit the registers, loading ahead or not."""
+        free = target.vector_registers - INPUTS - 2 * spec.kernel[1]
+        if not self.assembly:
+            # LLVM's ARM back-end takes minutes for 5x5 from four pixels on
+            free = {1: 8, 3: 8, 5: 2}.get(spec.kernel[1], 1)
         return range(1, max(2, min(free, 16, spec.out_width) + 1))
 
-    def analytic(self, spec: ConvSpec, target: TargetSpec) -> DepthwiseKnobs:
+    def analytic(self, spec: ConvSpec, target: TargetSpec) -> NeonDepthwiseKnobs:
         pixels = min(self.widths(spec, target), key=lambda p: (self.instructions(spec, p), p))
-        return DepthwiseKnobs(pixels, rows_per_item(spec, target))
+        early = self.assembly and target.in_order
+        return NeonDepthwiseKnobs(pixels, rows_per_item(spec, target), early)
 
     @staticmethod
     def instructions(spec: ConvSpec, pixels: int) -> float:
@@ -177,9 +228,12 @@ class _Depthwise:
 
         return sum(run.count * tile(run) for run in runs)
 
-    def space(self, spec: ConvSpec, target: TargetSpec) -> Iterable[DepthwiseKnobs]:
+    def space(self, spec: ConvSpec, target: TargetSpec) -> Iterable[NeonDepthwiseKnobs]:
         rows = sorted({0, rows_per_item(spec, target)})
-        return [DepthwiseKnobs(p, r) for p in self.widths(spec, target) for r in rows]
+        orders = (False, True) if self.assembly else (False,)
+        return [
+            NeonDepthwiseKnobs(*knobs) for knobs in product(self.widths(spec, target), rows, orders)
+        ]
 
 
 def rows_per_item(spec: ConvSpec, target: TargetSpec) -> int:
@@ -191,4 +245,5 @@ def rows_per_item(spec: ConvSpec, target: TargetSpec) -> int:
     return max(1, spec.out_height // chunks)
 
 
-DEPTHWISE: Any = _Depthwise()
+DEPTHWISE: Any = _Depthwise(assembly=True)
+DEPTHWISE_32: Any = _Depthwise(assembly=False)

@@ -8,14 +8,18 @@ Per block of four input channels a tile of P pixels x V vectors of output channe
 ceil(P/4) + V loads of up to 64 bytes, and 2 more instructions per ``unroll`` blocks:
 7x3: 84 + 5, 8x2: 64 + 4, 5x4: 80 + 6, 1x12 (dense): 48 + 13.
 
-Register budget: P*V sums + P inputs + 4 weights, at most 32.
+With ``early``, for cores that wait for each instruction's operands in program order, every register
+is loaded by an instruction of its own among the FMLAs before those that use it: weights three
+vectors ahead, the next block's inputs as soon as the last lane of each register is used.
+
+Register budget: P*V sums + P inputs + 4 weights, at most 32, early or not.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .assembly import LANES, VECTOR_BYTES, Assembly, load
+from .assembly import LANES, VECTOR_BYTES, Assembly, interleave, load, load_apart
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,7 @@ class PointwiseTile:
     blocks: int
     block_bytes: int
     unroll: int = 2
+    early: bool = False
 
     @property
     def registers(self) -> int:
@@ -39,32 +44,63 @@ class PointwiseTile:
 
     def assembly(self) -> Assembly:
         """Sums in the order (pixel, vector); fixed registers: inputs from v0, weights v28-v31."""
-        inputs, weights = list(range(self.pixels)), [28, 29, 30, 31]
-        block = load(inputs, "x", "{c0}")
-        # Step 1. four weight vectors at a time; Step 2. each times its lane of every pixel
-        for first in range(0, LANES * self.vectors, LANES):
-            block += load(weights, "w")
-            for i, weight in enumerate(weights):
-                lane, v = divmod(first + i, self.vectors)
-                block += [
-                    f"fmla {{s{p * self.vectors + v}}}.4s, v{weight}.4s, v{inputs[p]}.s[{lane}]"
-                    for p in range(self.pixels)
-                ]
-        loops, rest = divmod(self.blocks, self.unroll)
+        before, block, last = self._early() if self.early else ([], self._block(), [])
+        loops, rest = divmod(self.blocks - bool(last), self.unroll)
         if loops <= 1:
-            loops, rest = 0, self.blocks
-        lines: list[str] = []
+            loops, rest = 0, self.blocks - bool(last)
+        lines = [*before, *block * rest]
         if loops:
             lines += [f"mov {{n}}, #{loops}", "1:", *block * self.unroll]
             lines += ["subs {n}, {n}, #1", "b.ne 1b"]
-        loaded = LANES * VECTOR_BYTES * ((self.pixels - 1) // LANES)  # before the block's last load
+        single = VECTOR_BYTES * (self.pixels - 1)  # moved before a block's last load
+        quadruple = LANES * VECTOR_BYTES * ((self.pixels - 1) // LANES)
         return Assembly(
             name=(
                 f"tvm_mobilenet_pointwise_{self.pixels}x{self.vectors}"
-                f"_{self.blocks}x{self.block_bytes}_{self.unroll}"
+                f"_{self.blocks}x{self.block_bytes}_{self.unroll}{'_early' * self.early}"
             ),
-            lines=(*lines, *block * rest),
+            lines=(*lines, *last),
             sums=self.pixels * self.vectors,
-            fixed=(*inputs, *weights),
-            constants=(self.block_bytes - loaded,),
+            fixed=(*self._inputs, *_WEIGHTS),
+            constants=(self.block_bytes - (single if self.early else quadruple),),
         )
+
+    @property
+    def _inputs(self) -> list[int]:
+        return list(range(self.pixels))
+
+    def _products(self, i: int) -> list[str]:
+        """The i-th weight vector of a block, times its lane of every pixel."""
+        lane, v = divmod(i, self.vectors)
+        return [
+            f"fmla {{s{p * self.vectors + v}}}.4s, v{_WEIGHTS[i % LANES]}.4s, v{p}.s[{lane}]"
+            for p in self._inputs
+        ]
+
+    def _block(self) -> list[str]:
+        """One block of four input channels: inputs, then four weight vectors at a time."""
+        lines = load(self._inputs, "x", "{c0}")
+        for first in range(0, LANES * self.vectors, LANES):
+            lines += load(_WEIGHTS, "w")
+            for i in range(first, first + LANES):
+                lines += self._products(i)
+        return lines
+
+    def _early(self) -> tuple[list[str], list[str], list[str]]:
+        """What stands before the first block, a block, and the last, which loads nothing ahead."""
+        inputs = load_apart(self._inputs, "x", "{c0}")
+        n, ahead = LANES * self.vectors, LANES - 1
+        block: list[str] = []
+        last: list[str] = []
+        for i in range(n):
+            weight = load_apart([_WEIGHTS[(i + ahead) % LANES]], "w")
+            first, *others = self._products(i)
+            if i < n - 1:
+                block += [first, *weight, *others]
+            else:  # an input register is free once its last product is issued
+                block += [*interleave([first, *others], inputs), *weight]
+            last += [first, *(weight if i + ahead < n else []), *others]
+        return [*inputs, *load_apart(_WEIGHTS[:ahead], "w")], block, last
+
+
+_WEIGHTS = [28, 29, 30, 31]

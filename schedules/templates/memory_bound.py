@@ -1,6 +1,6 @@
 """Operators that only move memory: pooling, channel scaling, element-wise, change of layout.
 
-Each is one pass over its data in whole vectors; the only knob is the number of parallel items.
+Each is one pass over its data in whole vectors.
 """
 
 from __future__ import annotations
@@ -17,9 +17,28 @@ from ..spec import ElementwiseSpec, LayoutSpec, PoolSpec, ScaleSpec, channel_blo
 
 @dataclass(frozen=True)
 class MemoryKnobs:
-    """parallel: spread the outer loop over the threads; serial pays for small operators."""
+    """Knobs of the templates.
+
+    parallel: spread the outer loop over the threads; serial pays for small operators.
+    unroll: vectors per iteration of the inner loop, of scaling and element-wise operators.
+    """
 
     parallel: bool = False
+    unroll: int = 1
+
+
+def _unrolled(extent: int, unroll: int, body: Callable[[Expr], None]) -> None:
+    """``body(i)`` for i in range(extent), ``unroll`` of them per iteration."""
+    full = extent // unroll
+
+    def several(i: Expr) -> None:
+        for j in range(unroll):
+            body(i * unroll + j)
+
+    if full:
+        loop(full, several)
+    for i in range(full * unroll, extent):
+        body(i)
 
 
 def _each_block(
@@ -81,7 +100,7 @@ def build_scale(spec: ScaleSpec, knobs: MemoryKnobs) -> tirx.PrimFunc:
                 value = x[tuple(where)] * factor[image, vector(channel, width)]
                 T.buffer_store(y, activate(value, spec.activation, width), where)
 
-            loop(pixels, pixel)
+            _unrolled(pixels, knobs.unroll, pixel)
 
         _each_block(spec, knobs, block)
 
@@ -110,13 +129,13 @@ def build_elementwise(spec: ElementwiseSpec, knobs: MemoryKnobs) -> tirx.PrimFun
         full, rest = divmod(size, lanes * per_item)
 
         def item(i: Expr) -> None:
-            loop(per_item, lambda j: piece((i * per_item + j) * lanes, lanes))
+            _unrolled(per_item, knobs.unroll, lambda j: piece((i * per_item + j) * lanes, lanes))
 
         if full:
             loop(full, item, parallel=knobs.parallel)
         done = full * per_item * lanes
         if rest // lanes:
-            loop(rest // lanes, lambda j: piece(done + j * lanes, lanes))
+            _unrolled(rest // lanes, knobs.unroll, lambda j: piece(done + j * lanes, lanes))
         if rest % lanes:
             piece(done + rest // lanes * lanes, rest % lanes)
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class _MemoryBound:
+class MemoryBound:
     """One pass over memory: the only choice is whether threads pay."""
 
     name: str
@@ -34,7 +34,7 @@ class _MemoryBound:
         return [MemoryKnobs(False)] + [MemoryKnobs(True)] * (target.cores > 1)
 
 
-POOL: Any = _MemoryBound("pool", PoolSpec, template.build_pool)
-SCALE: Any = _MemoryBound("scale", ScaleSpec, template.build_scale)
-ELEMENTWISE: Any = _MemoryBound("elementwise", ElementwiseSpec, template.build_elementwise)
-LAYOUT: Any = _MemoryBound("layout", LayoutSpec, template.build_layout)
+POOL: Any = MemoryBound("pool", PoolSpec, template.build_pool)
+SCALE: Any = MemoryBound("scale", ScaleSpec, template.build_scale)
+ELEMENTWISE: Any = MemoryBound("elementwise", ElementwiseSpec, template.build_elementwise)
+LAYOUT: Any = MemoryBound("layout", LayoutSpec, template.build_layout)
