@@ -66,6 +66,7 @@ def build(
     dump_ir: Path | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
+    cc: str | None = None,
     progress: Progress | None = None,
 ) -> Bundle:
     """Compile a model, prove it equal to PyTorch, write the bundle `output` and load it.
@@ -90,6 +91,7 @@ def build(
         dump_ir=dump_ir,
         mean=mean,
         std=std,
+        cc=cc,
         progress=progress,
     )
     return load(built.path)
