@@ -57,47 +57,7 @@ class _Separable:
 
     def analytic(self, spec: SeparableSpec, target: TargetSpec) -> SeparableKnobs:
         choices = self._choices(spec, target)
-        return self._knobs(spec, target, *min(choices, key=lambda c: (choices[c], c)))
-
-    def space(self, spec: SeparableSpec, target: TargetSpec) -> Iterable[SeparableKnobs]:
-        choices = self._choices(spec, target)
-        best = min(choices.values())
-        return [
-            replace(self._knobs(spec, target, rows, tile), unroll=unroll, prefetch=prefetch)
-            for (rows, tile), cycles in choices.items()
-            if cycles <= 1.15 * best
-            for unroll in (1, 2, 4)
-            for prefetch in (False, True)
-        ]
-
-    @staticmethod
-    def _choices(
-        spec: SeparableSpec, target: TargetSpec
-    ) -> dict[tuple[int, tuple[int, int]], float]:
-        """Predicted cycles of the busiest thread by strip height and register tile."""
-        first, second = spec.depthwise, spec.pointwise
-        row_bytes = FLOAT_BYTES * second.in_channels * second.in_width
-        # beyond, a row leaves L1 before the pointwise half reads it
-        most = max(1, target.l1d_kib * 1024 * 4 // 3 // row_bytes)
-        threads = target.cores if worth_threads(spec, target) else 1
-        lanes = target.lanes * target.fma_units
-        choices = {}
-        for rows in _heights(second.in_height):
-            if rows > most:
-                continue
-            strip = replace(second, batch=1, in_height=rows)
-            taps = first.kernel[0] * first.kernel[1]
-            fixed = STRIP_OVERHEAD + _weights(spec) / L2_BYTES_PER_CYCLE
-            fixed += strip.in_channels * strip.in_width * rows * taps / lanes
-            strips = -(-spec.batch * -(-second.in_height // rows) // threads)
-            for tile in register_tiles(target):
-                choices[rows, tile] = strips * (fixed + predicted_cycles(strip, tile, target))
-        return choices
-
-    @staticmethod
-    def _knobs(
-        spec: SeparableSpec, target: TargetSpec, rows: int, tile: tuple[int, int]
-    ) -> SeparableKnobs:
+        rows, tile = min(choices, key=lambda choice: (choices[choice], choice))
         return SeparableKnobs(
             rows=rows,
             depthwise_pixels=DEPTHWISE.analytic(spec.depthwise, target).pixels,
@@ -107,6 +67,56 @@ class _Separable:
             parallel=worth_threads(spec, target),
             prefetch=True,
         )
+
+    def predicted(self, spec: SeparableSpec, knobs: SeparableKnobs, target: TargetSpec) -> float:
+        """Cycles by which tuning orders candidates until it has measured some."""
+        return self._cycles(spec, knobs.rows, (knobs.pixels, knobs.vectors), target)
+
+    def space(self, spec: SeparableSpec, target: TargetSpec) -> Iterable[SeparableKnobs]:
+        choices = self._choices(spec, target)
+        best, analytic = min(choices.values()), self.analytic(spec, target)
+        return [
+            replace(
+                analytic,
+                rows=rows,
+                pixels=pixels,
+                vectors=vectors,
+                unroll=unroll,
+                prefetch=prefetch,
+            )
+            for (rows, (pixels, vectors)), cycles in choices.items()
+            if cycles <= 1.15 * best
+            for unroll in (1, 2, 4)
+            for prefetch in (False, True)
+        ]
+
+    def _choices(
+        self, spec: SeparableSpec, target: TargetSpec
+    ) -> dict[tuple[int, tuple[int, int]], float]:
+        """Predicted cycles by strip height and register tile."""
+        second = spec.pointwise
+        row_bytes = FLOAT_BYTES * second.in_channels * second.in_width
+        # beyond, a row leaves L1 before the pointwise half reads it
+        most = max(1, target.l1d_kib * 1024 * 4 // 3 // row_bytes)
+        return {
+            (rows, tile): self._cycles(spec, rows, tile, target)
+            for rows in _heights(second.in_height)
+            if rows <= most
+            for tile in register_tiles(target)
+        }
+
+    @staticmethod
+    def _cycles(spec: SeparableSpec, rows: int, tile: tuple[int, int], target: TargetSpec) -> float:
+        """Predicted cycles of the busiest thread."""
+        first = spec.depthwise
+        threads = target.cores if worth_threads(spec, target) else 1
+        strip = replace(spec.pointwise, batch=1, in_height=rows)
+        depthwise = strip.in_channels * strip.in_width * rows * first.kernel[0] * first.kernel[1]
+        cycles = STRIP_OVERHEAD + _weights(spec) / L2_BYTES_PER_CYCLE
+        cycles += depthwise / (target.lanes * target.fma_units)
+        cycles += predicted_cycles(strip, tile, target)
+        strips = spec.batch * -(-spec.pointwise.in_height // rows)
+        return -(-strips // threads) * cycles
 
 
 def _weights(spec: SeparableSpec) -> int:
