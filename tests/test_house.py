@@ -40,7 +40,8 @@ def build(project: Path, output: Path) -> Path:
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the repository, so that building leaves nothing behind in it."""
     copy = tmp_path_factory.mktemp("house") / "project"
-    unwanted = shutil.ignore_patterns(".*_cache", ".venv", ".git", ".hypothesis", "__pycache__")
+    names = (".*_cache", ".venv", ".git", ".hypothesis", "__pycache__", "measured.jsonl")
+    unwanted = shutil.ignore_patterns(*names)
     shutil.copytree(ROOT, copy, symlinks=True, ignore=unwanted)
     for left_over in [copy / "build", copy / "demo", *copy.glob("*.egg-info")]:
         shutil.rmtree(left_over, ignore_errors=True)
