@@ -26,7 +26,12 @@ Knobs = Any  # a frozen dataclass of the template
 
 
 class Rule(Protocol):
-    """How one kind of operator runs on one kind of hardware."""
+    """How one kind of operator runs on one kind of hardware.
+
+    Two methods more are optional: ``pays(spec, target)``, of rules for joint operators, says
+    whether joining is worth it (see `joins`); ``predicted(spec, knobs, target)`` gives the cycles
+    by which tuning orders candidates until it has measured some.
+    """
 
     name: str
     knobs_class: type
@@ -110,8 +115,8 @@ def schedule(spec: Spec, target: TargetSpec, records: Records | None = None) -> 
     if not rules:
         raise LookupError(f"no rule takes {type(spec).__name__} {spec} on {target.name}")
     note = ""
-    for rule in rules if records else ():
-        recorded = records(spec, rule.name) if records else None
+    found = [(rule, records(spec, rule.name)) for rule in rules] if records else []
+    for rule, recorded in found:
         if recorded is None:
             continue
         try:

@@ -15,13 +15,14 @@ from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
-from .spec import Activation
+from .spec import FLOAT_BYTES, Activation
 
 # TVM's IR builder values are dynamically typed.
 Expr: TypeAlias = Any
 Buffer: TypeAlias = Any
 
 SPEC_ATTR = "tvm_mobilenet.spec"
+LINE = 64 // FLOAT_BYTES  # floats of a cache line
 
 
 def prim_func(
@@ -167,7 +168,7 @@ def prefetch(buffer: Buffer, index: Expr) -> None:
         T.call_llvm_intrin(
             "void",
             "llvm.prefetch",
-            T.address_of(buffer[tuple(index) if isinstance(index, list) else index]),
+            T.address_of(buffer[index]),
             T.int32(0),
             T.int32(2),
             T.int32(1),

@@ -173,7 +173,7 @@ class SeparableSpec:
     @property
     def min_bytes(self) -> int:
         """Bytes moved if every tensor but the one between were read or written exactly once."""
-        outputs = self.depthwise.out_channels * self.depthwise.out_height * self.depthwise.out_width
+        outputs = self.depthwise.out_channels * self.depthwise.out_pixels
         between = 2 * FLOAT_BYTES * self.batch * outputs
         return self.depthwise.min_bytes + self.pointwise.min_bytes - between
 

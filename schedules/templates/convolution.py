@@ -23,7 +23,7 @@ import numpy as np
 from tvm import tirx
 from tvm.tirx.script import builder as T
 
-from ..emit import Expr, Registers, activate, loop, prefetch, prim_func, splat, switch, vector
+from ..emit import LINE, Expr, Registers, activate, loop, prefetch, prim_func, splat, switch, vector
 from ..spec import FLOAT_BYTES, ConvSpec, DenseSpec, channel_blocks
 from .tiling import ColumnRun, RowGroup, column_runs, row_groups
 
@@ -407,12 +407,11 @@ class Nest:
     def prefetch_next_panel(self, tile: Tile, block: Expr) -> None:
         """This tile's share of the next panel, spread over its input blocks."""
         problem = self.problem
-        line = 64 // FLOAT_BYTES
         per_channel = problem.in_channels * problem.taps
         # the tiles that pass over this panel before the next: of one row, or of all
         row_alone = self.knobs.order == "pixels"
         tiles = max(1, (problem.out_row if row_alone else problem.out_pixels) // tile.run.pixels)
-        panel_lines = -(-per_channel * tile.width // line)
+        panel_lines = -(-per_channel * tile.width // LINE)
         tile_lines = -(-panel_lines // tiles)
         block_lines = -(-tile_lines // len(problem.in_blocks))
         first = tile.column if row_alone else tile.row * problem.out_row + tile.column
@@ -420,7 +419,7 @@ class Nest:
         start = tile.panel + per_channel * tile.width
         last = problem.out_channels * per_channel - 1
         for i in range(block_lines):
-            at = start + (number * tile_lines + block * block_lines + i) * line
+            at = start + (number * tile_lines + block * block_lines + i) * LINE
             prefetch(self.weight, T.min(at, last))
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from tvm import tirx
 from tvm.tirx.script import builder as T
 
-from ..emit import Expr, loop, prefetch, prim_func
+from ..emit import LINE, Expr, loop, prefetch, prim_func
 from ..spec import SeparableSpec, channel_blocks
 from . import convolution, depthwise
 from .convolution import ConvKnobs
@@ -108,12 +108,12 @@ def build(spec: SeparableSpec, knobs: SeparableKnobs) -> tirx.PrimFunc:
                 groups = -(-len(problem.out_blocks) // knobs.vectors)
                 tiles = -(-rows * width // knobs.pixels)
                 new = rows * first.stride[0] * first.in_width * first.lanes
-                share = -(-new // (16 * tiles * groups))
+                share = -(-new // (LINE * tiles * groups))
                 new_row = (start + rows - 1) * first.stride[0] - first.padding[0] + first.kernel[0]
                 at = (block * first.in_height + new_row) * first.in_width * first.lanes
-                at += (group * tiles + pixel // knobs.pixels) * (share * 16)
+                at += (group * tiles + pixel // knobs.pixels) * (share * LINE)
                 for i in range(share):
-                    prefetch(x, [image, at + i * 16])
+                    prefetch(x, (image, at + i * LINE))
 
             loop(blocks, lambda block: above.rows_of(image, block, start, rows))
             convolution.Nest(

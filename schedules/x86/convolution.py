@@ -104,7 +104,7 @@ def busiest_thread(
     runs = [items[i : i + share] for i in range(0, len(items), share)]
     return max(
         sum(cycles for _, cycles in run)
-        + len({i for i, _ in run}) * _weights(spec) / len(panels) / STREAM
+        + len({i for i, _ in run}) * weight_bytes(spec) / len(panels) / STREAM
         for run in runs
     )
 
@@ -152,7 +152,7 @@ class _Convolution:
 
     def analytic(self, spec: Any, target: TargetSpec) -> ConvKnobs:
         threads = worth_threads(spec, target)
-        near = spec.kind == "pointwise" and _weights(spec) <= target.l2_kib * 1024 // 16
+        near = spec.kind == "pointwise" and weights_stay_near(spec, target)
         splits = [Split()]
         if spec.kind == "pointwise" and threads and not near:
             splits += [Split("channels", target.cores), Split("pixels", target.cores)]
@@ -205,23 +205,30 @@ class _Convolution:
             if predicted_cycles(spec, tile, target) <= 1.25 * best
         ]
         parallel = worth_threads(spec, target)
-        row_tiles = (0, 1, 2, 4, 8, 16) if spec.kind == "pointwise" else (0,)
+        row_tiles = {0, self.analytic(spec, target).row_tiles}
+        if spec.kind == "pointwise":
+            row_tiles |= {1, 2, 4, 8, 16}
         return [
             ConvKnobs(*tile, unroll, rows, order, parallel, prefetch)
             for tile, unroll, rows, order, prefetch in product(
-                tiles, (1, 2, 4), row_tiles, ("channels", "pixels"), (False, True)
+                tiles, (1, 2, 4), sorted(row_tiles), ("channels", "pixels"), (False, True)
             )
         ]
 
 
-def _columns(spec: ConvSpec | DenseSpec) -> int:
-    return 1 if isinstance(spec, DenseSpec) else spec.kernel[1]
-
-
-def _weights(spec: ConvSpec | DenseSpec) -> int:
+def weight_bytes(spec: ConvSpec | DenseSpec) -> int:
     """Bytes of the weights."""
     outputs = 1 if isinstance(spec, DenseSpec) else spec.out_pixels
     return FLOAT_BYTES * spec.mult_adds // (spec.batch * outputs)
+
+
+def weights_stay_near(spec: ConvSpec | DenseSpec, target: TargetSpec) -> bool:
+    """Whether all weights stay in L2, beside the activations, while every row passes over them."""
+    return weight_bytes(spec) <= target.l2_kib * 1024 // 16
+
+
+def _columns(spec: ConvSpec | DenseSpec) -> int:
+    return 1 if isinstance(spec, DenseSpec) else spec.kernel[1]
 
 
 POINTWISE: Any = _Convolution("pointwise", "pointwise")

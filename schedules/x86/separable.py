@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, Any
 from ..spec import FLOAT_BYTES, SeparableSpec, Spec
 from ..templates import separable as template
 from ..templates.separable import SeparableKnobs
-from .convolution import POINTWISE, predicted_cycles, register_tiles
+from .convolution import (
+    POINTWISE,
+    predicted_cycles,
+    register_tiles,
+    weight_bytes,
+    weights_stay_near,
+)
 from .depthwise import DEPTHWISE
 from .work import worth_threads
 
@@ -46,7 +52,7 @@ class _Separable:
         the input comes faster in a pass of its own: from L2, or because there is too little
         arithmetic to hide it behind.
         """
-        if _weights(spec) > target.l2_kib * 1024 // 16:
+        if not weights_stay_near(spec.pointwise, target):
             return False
         if worth_threads(spec, target):
             return spec.batch * spec.depthwise.out_height >= 2 * target.cores
@@ -112,15 +118,11 @@ class _Separable:
         threads = target.cores if worth_threads(spec, target) else 1
         strip = replace(spec.pointwise, batch=1, in_height=rows)
         depthwise = strip.in_channels * strip.in_width * rows * first.kernel[0] * first.kernel[1]
-        cycles = STRIP_OVERHEAD + _weights(spec) / L2_BYTES_PER_CYCLE
+        cycles = STRIP_OVERHEAD + weight_bytes(spec.pointwise) / L2_BYTES_PER_CYCLE
         cycles += depthwise / (target.lanes * target.fma_units)
         cycles += predicted_cycles(strip, tile, target)
         strips = spec.batch * -(-spec.pointwise.in_height // rows)
         return -(-strips // threads) * cycles
-
-
-def _weights(spec: SeparableSpec) -> int:
-    return FLOAT_BYTES * spec.pointwise.in_channels * spec.pointwise.out_channels
 
 
 def _heights(height: int) -> list[int]:
