@@ -5,6 +5,7 @@
 ``stem``         the taps of the first convolution, in assembly
 ``convolution``  the loop nests around them, and the rules of all convolutions and dense layers
 ``depthwise``    taps in assembly, loop nest and rules
+``taps``         what the tiles of stem and depthwise share
 ``memory_bound`` the rest
 
 Assembly is for aarch64; armv7 runs the templates' own loops.

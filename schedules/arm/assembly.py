@@ -18,7 +18,7 @@ from functools import cached_property
 from tvm import tirx
 from tvm.tirx.script import builder as T
 
-from ..emit import Expr
+from ..emit import Expr, Registers
 
 LANES = 4
 VECTOR_BYTES = 16
@@ -78,10 +78,11 @@ class Assembly:
             lines.append(f"store <4 x float> %e{i}, ptr %p{i}, align 16")
         return "\n".join([*lines, "ret void", "}"])
 
-    def emit(self, x: Expr, w: Expr, sums: Sequence[Expr]) -> None:
-        """Call it in the PrimFunc under construction; all arguments are addresses."""
+    def emit(self, x: Expr, w: Expr, sums: Registers) -> None:
+        """Call it in the PrimFunc under construction. x, w: the first elements that it loads."""
+        pointers = (T.address_of(x), T.address_of(w), *map(sums.address, sums))
         with T.attr(tirx.const(0, "int32"), "pragma_import_llvm", self.llvm()):
-            T.evaluate(T.call_extern("void", self.name, x, w, *sums))
+            T.evaluate(T.call_extern("void", self.name, *pointers))
 
 
 def load(registers: Sequence[int], pointer: str, step: str = "") -> list[str]:

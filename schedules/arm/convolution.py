@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tvm import tirx
-from tvm.tirx.script import builder as T
 
 from ..emit import native_bounds
 from ..spec import FLOAT_BYTES, ConvSpec, DenseSpec, Spec, channel_blocks
@@ -54,11 +53,7 @@ class PointwiseNest(Nest):
         problem = self.problem
         pixel = tile.row * problem.in_row + tile.column
         x_at = pixel * (problem.in_channels if problem.plain else LANES)
-        kernel.assembly().emit(
-            T.address_of(self.x[tile.image, x_at]),
-            T.address_of(self.weight[tile.panel]),
-            [tile.sums.address(key) for key in tile.sums],
-        )
+        kernel.assembly().emit(self.x[tile.image, x_at], self.weight[tile.panel], tile.sums)
         for b in range(kernel.blocks, len(problem.in_blocks)):
             self.in_block(tile, b, problem.in_blocks[b])
 
@@ -92,9 +87,7 @@ class StemNest(Nest):
         row = tile.row * problem.stride[0] - problem.padding[0]
         column = tile.column * problem.stride[1] - problem.padding[1] + kernel.columns[0]
         kernel.assembly().emit(
-            T.address_of(self.x[tile.image, row * problem.in_row + column]),
-            T.address_of(self.weight[tile.panel]),
-            [tile.sums.address(key) for key in tile.sums],
+            self.x[tile.image, row * problem.in_row + column], self.weight[tile.panel], tile.sums
         )
 
     def kernel(self, tile: Tile) -> StemTile | None:

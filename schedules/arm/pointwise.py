@@ -13,6 +13,9 @@ is loaded by an instruction of its own among the FMLAs before those that use it:
 vectors ahead, the next block's inputs as soon as the last lane of each register is used.
 
 Register budget: P*V sums + P inputs + 4 weights, at most 32, early or not.
+
+llvm-mca, of the cycles that the FMLAs alone take: 7x3, 8x2 and 5x4 100 % on Cortex-A72 and Neoverse
+N1; 1x12 (dense) 98 and 96 %.
 """
 
 from __future__ import annotations
