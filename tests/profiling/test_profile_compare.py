@@ -15,17 +15,14 @@ from tvm_mobilenet.cli import main
 from tvm_mobilenet.errors import InputError
 from tvm_mobilenet.profiling.compare import Timed, compare, compare_timed
 from tvm_mobilenet.profiling.peer_nodes import beside_onnxruntime, pair_up
-
-RANDOM = np.random.default_rng(0)
-
-
-def _times(microseconds: float) -> np.ndarray:
-    return microseconds * 1000 * RANDOM.uniform(0.98, 1.02, (20, 5))
+from tvm_mobilenet.runtime import library
 
 
 def _side(name: str, *operators: tuple[str, float]) -> Timed:
+    """Times around the given microseconds: the same for the same letter in every test."""
+    random = np.random.default_rng(ord(name))
     described = [{"name": key, "kind": "pointwise", "key": (key,)} for key, _ in operators]
-    times = [_times(us) for _, us in operators]
+    times = [us * 1000 * random.uniform(0.98, 1.02, (20, 5)) for _, us in operators]
     return Timed(name, described, times, sum(times))
 
 
@@ -66,6 +63,15 @@ def test_two_bundles_are_run_in_turns(small_bundle: Path) -> None:
     assert {row["kind"] for row in found.rows()} >= {"stem", "depthwise", "pool"}
 
 
+def test_bundles_on_different_numbers_of_threads_are_refused(
+    small_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts = iter([1, 2])
+    monkeypatch.setattr(library, "choose_threads", lambda asked, preferred: next(counts))
+    with pytest.raises(InputError, match=r"runs on 1 and .* on 2 threads: give both --threads"):
+        compare(small_bundle, small_bundle, runs=1)
+
+
 def test_kept_profiles_are_compared(
     small_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -89,7 +95,18 @@ def test_kept_profiles_are_compared(
         compare(*files, threads=1)
 
 
-@pytest.mark.parametrize("text", ["", "{}", '{"layers": [], "nanoseconds": 3}'])
+NO_RUNS = {"without_instruments": [], "operators": []}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{}",
+        '{"layers": [], "nanoseconds": 3}',
+        json.dumps({"kind": "profile", "layers": [], "nanoseconds": NO_RUNS}),
+    ],
+)
 def test_other_files_are_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "a.json"
     path.write_text(text)

@@ -107,7 +107,7 @@ def compare(
     """Compare two bundles, run here in turns, or two JSON files of `profile --json`.
 
     Operators belong together that stand for the same ONNX nodes. Raises InputError for anything
-    else, or a mixture.
+    else, a mixture, or bundles that run on different numbers of threads.
     """
     paths = [Path(a), Path(b)]
     if all(path.is_file() for path in paths):
@@ -158,6 +158,11 @@ def _in_turns(
     from tvm_mobilenet.runtime import Bundle
 
     bundles = [Bundle.load(path, threads=threads) for path in paths]
+    a, b = (bundle.threads for bundle in bundles)
+    if a != b:  # one pool serves both
+        raise InputError(
+            f"{paths[0]} runs on {a} and {paths[1]} on {b} threads: give both --threads N"
+        )
     runners = [Runner(bundle, stored_inputs(bundle)) for bundle in bundles]
     for runner in runners:
         runner.warm_up()
@@ -201,7 +206,7 @@ def _kept(path: Path) -> Timed:
         described = [
             {"name": layer["name"], "kind": layer["kind"], "key": _key(layer)} for layer in layers
         ]
-        if document["kind"] != "profile" or len(times) != len(described):
+        if document["kind"] != "profile" or len(times) != len(described) or not len(whole):
             raise ValueError("not a profile")
         return Timed(str(path), described, [_rounds(t) for t in times], _rounds(whole))
     except (OSError, ValueError, KeyError, TypeError) as error:
