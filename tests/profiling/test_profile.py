@@ -205,6 +205,13 @@ def test_places_that_cannot_be_written_are_refused_before_measuring(tmp_path: Pa
         exports.check_writable(tmp_path, "--csv")
     with pytest.raises(InputError, match=r"--trace .*there is no directory"):
         exports.check_writable(tmp_path / "none" / "a.json", "--trace")
+    with pytest.raises(InputError, match=r"--csv .*cannot be written"):
+        exports.check_writable(tmp_path / ("a" * 300), "--csv")
+    kept = tmp_path / "kept.csv"
+    kept.write_text("text")
+    exports.check_writable(kept, "--csv")
+    exports.check_writable(tmp_path / "new.csv", "--csv")
+    assert kept.read_text() == "text" and list(tmp_path.iterdir()) == [kept]
 
 
 def test_busy_limits_are_noted(made_up: Profile) -> None:

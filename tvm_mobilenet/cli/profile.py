@@ -73,7 +73,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("on another machine, over TVM's RPC")
     group.add_argument("--rpc-tracker", metavar="HOST:PORT", help="the tracker that knows it")
     group.add_argument("--rpc-key", metavar="KEY", help="which kind of device")
-    group.add_argument("--rpc", metavar="HOST:PORT", help="a server, without a tracker")
+    group.add_argument(
+        "--rpc", metavar="HOST:PORT", help="a server, without a tracker; wins over --rpc-tracker"
+    )
     group = parser.add_argument_group("files to write")
     group.add_argument("--csv", type=Path, metavar="FILE", help="the rows, all columns")
     group.add_argument("--trace", type=Path, metavar="FILE", help="for Perfetto, chrome://tracing")
@@ -149,14 +151,21 @@ def _check_arguments(args: argparse.Namespace) -> None:
         )
     if (args.against is None) != (args.model is None):
         raise UsageError("--against and --model FILE go together")
-    for option in (*_FILES, "rpc", "rpc_tracker"):
-        if getattr(args, option) and (args.compare or args.against):
-            flag = option.replace("_", "-")
-            raise UsageError(f"--{flag} does not go with --compare or --against")
+    given = [option for option in (*_FILES, "rpc", "rpc_tracker") if getattr(args, option)]
+    if args.by != "layer":
+        given.append("by")
+    if given and (args.compare or args.against):
+        flag = given[0].replace("_", "-")
+        raise UsageError(f"--{flag} does not go with --compare or --against")
     if args.rpc_tracker and not args.rpc_key and not args.rpc:
         raise UsageError("--rpc-tracker needs --rpc-key KEY; 'rpc devices' lists the keys")
+    if args.rpc_key and not args.rpc_tracker and not args.rpc:
+        raise UsageError("--rpc-key goes with --rpc-tracker or --rpc HOST:PORT")
     if args.compare and args.against:
         raise UsageError("--compare and --against do not go together")
+    files = [path.resolve() for option in _FILES if (path := getattr(args, option))]
+    if len(set(files)) < len(files):
+        raise UsageError(f"{' and '.join(f'--{option}' for option in _FILES)} need different files")
 
 
 def _bar(args: argparse.Namespace) -> Callable[[int, int], None]:

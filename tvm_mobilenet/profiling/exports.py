@@ -21,12 +21,21 @@ _RUNS_TRACK, _OPERATORS_TRACK = 1, 2
 def check_writable(path: Path, option: str) -> None:
     """Whether a file may be written there: before seconds of measuring, not after.
 
-    Raises InputError for a directory, or a place in a directory that is not there.
+    Raises InputError for a directory, or where no file can be made or changed.
     """
-    if path.is_dir():
-        raise InputError(f"{option} {path}: is a directory; name a file")
-    if not path.parent.is_dir():
-        raise InputError(f"{option} {path}: there is no directory {path.parent}")
+    try:
+        if path.is_dir():
+            raise InputError(f"{option} {path}: is a directory; name a file")
+        if not path.parent.is_dir():
+            raise InputError(f"{option} {path}: there is no directory {path.parent}")
+        new = not path.exists()
+        path.open("ab").close()  # permissions alone do not tell: a disk may be read-only
+        if new:
+            path.unlink()
+    except OSError as error:
+        raise InputError(
+            f"{option} {path}: cannot be written ({error.strerror}); name another file"
+        ) from error
 
 
 def document(profile: Profile) -> dict[str, Any]:
