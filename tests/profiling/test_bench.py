@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -180,6 +181,8 @@ def test_a_target_or_bundle_that_cannot_be_used_is_refused_first(
     said: list[str] = []
     with pytest.raises(InputError, match="x86-64-v9"):
         bench([model_path], ["onnxruntime"], target="x86-64-v9", progress=said.append)
+    with pytest.raises(InputError, match="no such directory of tuning records"):
+        bench([model_path], ["onnxruntime"], logs=tmp_path / "none", progress=said.append)
     with pytest.raises(InputError, match=str(tmp_path)):
         bench([model_path], ["onnxruntime"], bundle=tmp_path, progress=said.append)
     bundle = deploy.build(model_path, output=tmp_path / "bundle").path
@@ -189,3 +192,19 @@ def test_a_target_or_bundle_that_cannot_be_used_is_refused_first(
     with pytest.raises(InputError, match=r"samples\.npz"):
         bench([model_path], ["onnxruntime"], bundle=bundle, progress=said.append)
     assert said == []
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="hardware: a single CPU")
+def test_ours_is_built_for_each_number_of_threads(
+    model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def build(model: Path, **options: Any) -> None:
+        asked.append((options["threads"], options["logs"]))
+        raise InputError("not today")
+
+    monkeypatch.setattr(deploy, "build", build)
+    report = bench([model_path], ["onnxruntime"], threads=[1, 2], logs=tmp_path, runs=1)
+    assert asked == [(1, tmp_path), (2, tmp_path)]
+    assert [cell.of(OURS) for cell in report.cells] == [None, None]

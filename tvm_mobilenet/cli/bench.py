@@ -91,6 +91,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--classes", type=int, default=1000, help="number of classes (default 1000)")
     group.add_argument("--weights", type=Path, metavar="FILE", help="state dict or safetensors")
     add_target_argument(parser)
+    parser.add_argument(
+        "--logs",
+        type=Path,
+        metavar="DIR",
+        help="tuning records instead of those that come with the package; an empty DIR: none",
+    )
     add_json(parser)
 
 
@@ -117,6 +123,7 @@ def run(args: argparse.Namespace) -> int:
             runs=args.runs,
             bundle=args.bundle,
             target=args.target,
+            logs=args.logs,
             ours=not args.peers_only,
             on_cell=_collector(finished, args.console.info),
             progress=args.console.info,

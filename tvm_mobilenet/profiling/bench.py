@@ -110,6 +110,7 @@ def bench(
     runs: int = DEFAULT_RUNS,
     bundle: Path | None = None,
     target: str = "native",
+    logs: Path | None = None,
     ours: bool = True,
     seed: int = 0,
     on_cell: Callable[[Cell], None] | None = None,
@@ -120,8 +121,8 @@ def bench(
     `models`, `alpha`, `resolution`, `classes`, `weights`: as `frontend.load_model`; `grid` takes
     the paper's 16 (alpha, resolution) instead. `against`: names of `contestants.PEERS`. `runs`: at
     least this many timed runs each, after warm-up. `bundle`: a built one instead of building for
-    `target`; `ours=False` times the peers alone. `on_cell` gets
-    each cell when it is done.
+    `target`, once for each number of threads, with the tuning records of `logs` (see `build`);
+    `ours=False` times the peers alone. `on_cell` gets each cell when it is done.
 
     A peer that is missing, fails or computes something else is named in `Cell.left_out`, and the
     rest go on. Raises UsageError; InputError for a model, target or bundle that cannot be used;
@@ -149,12 +150,13 @@ def bench(
     say = progress or (lambda message: None)
 
     from tvm_mobilenet import targets
+    from tvm_mobilenet.tuning.records import applicable
 
     here = targets.detect()
     if bundle is not None:
         _check_bundle(bundle, todo[0])
     elif ours:
-        targets.load(target)
+        applicable(targets.load(target), 1, logs)  # refuse what is unusable before any work
     cells = []
     with tempfile.TemporaryDirectory(prefix="tvm-mobilenet-bench-") as root:
         peaks = {n: peak.build(here, n, Path(root) / f"peak-{n}.so") for n in threads}
@@ -168,7 +170,7 @@ def bench(
                     say(f"{name}: building our bundle")
                     for count in threads:  # peers plan for their threads, too
                         output = folder / f"bundle-{count}"
-                        bundles[count] = _build(subject, output, target, count, left)
+                        bundles[count] = _build(subject, output, target, count, logs, left)
                 built = None if None in bundles.values() else bundles[threads[0]]
                 say(f"{name}: exporting for the others")
                 program = any(contestant(peer).from_program for peer in against)
@@ -220,7 +222,12 @@ def _with_bundle(entry: Entry, bundle: Path | None) -> Entry:
 
 
 def _build(
-    subject: Subject, output: Path, target: str, threads: int, left: list[LeftOut]
+    subject: Subject,
+    output: Path,
+    target: str,
+    threads: int,
+    logs: Path | None,
+    left: list[LeftOut],
 ) -> Path | None:
     """Our bundle; None, with the reason in `left`, when it cannot be built."""
     from tvm_mobilenet import deploy
@@ -236,6 +243,7 @@ def _build(
             weights=subject.weights,
             batch=subject.batch,
             threads=threads,
+            logs=logs,
         )
     except (InputError, ParityError) as error:
         left.append(LeftOut(OURS, "failed", str(error), exit_code=error.exit_code))
