@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +13,8 @@ from tvm_mobilenet.profiling.limits import LevelLimit, Limits
 
 
 @pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    return
 
 
 def _limits(gflops: float = 100.0, quiet: bool = True) -> Limits:
@@ -37,10 +35,8 @@ def test_the_kernels_read_every_element_as_often_as_they_say() -> None:
 
     small = dataclasses.replace(targets.detect(), l1d_kib=4, l2_kib=8, l3_kib=0)
     level = bandwidth.Level("L1", 4, bandwidth.SUMS * small.lanes * 4 * 2)
-    fewer = dataclasses.replace(level)
     threads = 2
-    module = tvm.IRModule(bandwidth.kernels(small, threads, [fewer]))
-    compiled = tvm.compile(module, target=small.tvm_target())
+    compiled = tvm.compile(bandwidth.kernels(small, threads, [level]), target=small.tvm_target())
     values = np.zeros(threads * level.buffer_bytes // 4, np.float32)
     values[:: small.lanes] = 2.0**-20  # exact sums: a read left out or done twice shows
     out = tvm.runtime.tensor(np.zeros(threads * bandwidth.SUMS * small.lanes, np.float32))
@@ -107,9 +103,7 @@ def test_a_damaged_cache_is_measured_anew(measured: list[Limits], damage: str) -
     assert limits.known(1) is not None
 
 
-def test_without_a_compiler_the_command_is_named(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_without_a_compiler_the_command_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     from tvm.support import cc
 
     monkeypatch.setattr(cc, "get_cc", lambda: None)

@@ -63,14 +63,14 @@ def levels(target: TargetSpec) -> tuple[Level, ...]:
     return (*found, Level("memory", 0, whole(beyond)))
 
 
-def kernels(
-    target: TargetSpec, threads: int, measured: Sequence[Level]
-) -> dict[str, tvm.tirx.PrimFunc]:
+def kernels(target: TargetSpec, threads: int, measured: Sequence[Level]) -> tvm.IRModule:
     """One function a level: `data`, float32 (threads x buffer,), is read, `out` gets the sums.
 
     `out`: float32 (threads * SUMS * lanes,). Every thread reads a part of its own.
     """
-    return {level.kernel: _kernel(target, threads, level) for level in measured}
+    import tvm
+
+    return tvm.IRModule({level.kernel: _kernel(target, threads, level) for level in measured})
 
 
 def _kernel(target: TargetSpec, threads: int, level: Level) -> tvm.tirx.PrimFunc:

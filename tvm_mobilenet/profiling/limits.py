@@ -16,7 +16,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tvm_mobilenet.errors import MissingToolError
 from tvm_mobilenet.profiling import bandwidth, machine, peak
 
 if TYPE_CHECKING:
@@ -120,9 +119,11 @@ def measure(target: TargetSpec, threads: int) -> Limits:
     ffi = library.tvm_ffi()
     library.use_threads(threads, exactly=True)
     levels = bandwidth.levels(target)
-    cpus = _usable_cpus()
+    module = peak.kernel(target, threads)
+    module.update(bandwidth.kernels(target, threads, levels))
+    cpus = tuple(library.usable_cpus())
     with tempfile.TemporaryDirectory(prefix="tvm-mobilenet-") as folder:
-        kernels = ffi.load_module(_build(target, threads, Path(folder) / "limits.so"))
+        kernels = ffi.load_module(peak.link(module, target, Path(folder) / "limits.so"))
         watch = machine.Watch(cpus)
         arguments = [ffi.from_dlpack(aligned(x)) for x in peak.arguments(target, threads)]
         seconds = _fastest(kernels[peak.KERNEL], arguments)
@@ -146,25 +147,6 @@ def measure(target: TargetSpec, threads: int) -> Limits:
         measured_on=time.strftime("%Y-%m-%d"),
         quiet=foreign is None or foreign * len(cpus) <= len(cpus) - threads + 0.1,
     )
-
-
-def _usable_cpus() -> tuple[int, ...]:
-    if hasattr(os, "sched_getaffinity"):
-        return tuple(sorted(os.sched_getaffinity(0)))
-    return tuple(range(os.cpu_count() or 1))
-
-
-def _build(target: TargetSpec, threads: int, output: Path) -> Path:
-    """Compile all kernels to one shared library; MissingToolError without a C++ compiler."""
-    import tvm
-    from tvm.support import cc
-
-    if cc.get_cc() is None:
-        raise MissingToolError("no C++ compiler to link with; run: apt-get install g++")
-    functions = bandwidth.kernels(target, threads, bandwidth.levels(target))
-    module = tvm.IRModule({**functions, peak.KERNEL: peak.kernel(target, threads)[peak.KERNEL]})
-    tvm.compile(module, target=target.tvm_target()).export_library(str(output))
-    return output
 
 
 def _better(one: Limits, other: Limits) -> Limits:

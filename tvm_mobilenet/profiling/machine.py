@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tvm_mobilenet.errors import UsageError
+from tvm_mobilenet.runtime import library
 
 FOREIGN_LIMIT = 0.02  # more of the CPUs' time than this taken by others is worth a note
 STEAL_LIMIT = 0.01
@@ -77,10 +78,7 @@ def pick_cpus(threads: int) -> tuple[int, ...]:
 
     UsageError when this process may not use that many.
     """
-    if not hasattr(os, "sched_getaffinity"):
-        allowed = range(os.cpu_count() or 1)
-    else:
-        allowed = sorted(os.sched_getaffinity(0))  # type: ignore[assignment]
+    allowed = sorted(library.usable_cpus())
     if threads > len(allowed):
         raise UsageError(f"--threads {threads}: this process may use {len(allowed)} CPUs")
     first_of_core: dict[str, int] = {}

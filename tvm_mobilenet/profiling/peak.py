@@ -86,10 +86,15 @@ def arguments(target: TargetSpec, threads: int) -> list[np.ndarray]:
 
 def build(target: TargetSpec, threads: int, output: Path) -> Path:
     """Compile the kernel for `target` to a shared library; MissingToolError without a compiler."""
+    return link(kernel(target, threads), target, output)
+
+
+def link(kernels: tvm.IRModule, target: TargetSpec, output: Path) -> Path:
+    """Compile kernels to one shared library; MissingToolError without a C++ compiler."""
     import tvm
     from tvm.support import cc
 
     if cc.get_cc() is None:
         raise MissingToolError("no C++ compiler to link with; run: apt-get install g++")
-    tvm.compile(kernel(target, threads), target=target.tvm_target()).export_library(str(output))
+    tvm.compile(kernels, target=target.tvm_target()).export_library(str(output))
     return output

@@ -73,7 +73,7 @@ def choose_threads(asked: int | None = None, preferred: int | None = None) -> in
 
     The last two are cut to the CPUs that this process may use; InputError when the first is more.
     """
-    usable = _usable_cpus()
+    usable = usable_cpus()
     if asked is not None:
         if not 1 <= asked <= len(usable):
             raise InputError(
@@ -98,7 +98,7 @@ def use_threads(threads: int, *, exactly: bool) -> None:
     """
     if getattr(_pool, "asked", None) != threads:
         ffi = tvm_ffi()
-        cpus = [str(cpu) for cpu in sorted(_usable_cpus())]
+        cpus = [str(cpu) for cpu in sorted(usable_cpus())]
         configure = ffi.get_global_func("runtime.config_threadpool")
         configure(_SHARE_ALL_CORES, len(cpus), cpus)  # creates the pool in full: it cannot grow
         # the last argument lets a parallel region on one thread skip the pool: 0.04 us, not 2.7
@@ -174,7 +174,8 @@ def _forget_file_pages(library: Path) -> None:
             libc.madvise(span[0], span[1] - span[0], mmap.MADV_DONTNEED)
 
 
-def _usable_cpus() -> set[int]:
+def usable_cpus() -> set[int]:
+    """The CPUs that this process may run on."""
     if hasattr(os, "sched_getaffinity"):
         return os.sched_getaffinity(0)
     return set(range(os.cpu_count() or 1))
