@@ -60,6 +60,9 @@ def test_a_compiler_for_another_machine_is_refused(nothing: Path) -> None:
         toolchain.find(RPI4, "mine")
     with pytest.raises(InputError, match="--cc gone: not found"):
         toolchain.find(RPI4, "gone")
+    program(nothing, "broken").write_text("no program")
+    with pytest.raises(InputError, match="broken: does not run"):
+        toolchain.find(RPI4, "broken")
 
 
 def test_android_takes_the_ndk(nothing: Path, monkeypatch: pytest.MonkeyPatch) -> None:

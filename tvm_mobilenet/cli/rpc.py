@@ -159,7 +159,7 @@ def _warn(console: Console, action: str, where: Address) -> None:
 def _devices(args: argparse.Namespace) -> int:
     from tvm_mobilenet.remote.tracker import Address, Tracker
 
-    asked = Address(args.host or LOOPBACK, args.port or TRACKER_PORT)
+    asked = Address(args.host or LOOPBACK, TRACKER_PORT if args.port is None else args.port)
     address = Address.parse(args.rpc_tracker) if args.rpc_tracker else asked
     devices = Tracker(address).devices()
     if args.json:

@@ -146,7 +146,7 @@ def build(
 
 def find_compiler(target: TargetSpec, cc: str | None = None) -> toolchain.Toolchain | None:
     """What links for a target, see `toolchain.find`; None: this machine's own compiler."""
-    return toolchain.find(target, cc) if cc or toolchain.is_cross(target) else None
+    return toolchain.find(target, cc) if cc is not None or toolchain.is_cross(target) else None
 
 
 def preprocessing_of(

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tvm_mobilenet.deploy.network import plan, write_sources
-from tvm_mobilenet.errors import MissingToolError
+from tvm_mobilenet.deploy.toolchain import Toolchain, installed
 from tvm_mobilenet.parity import ParityReport
 
 if TYPE_CHECKING:
     from tvm_mobilenet.compiler_pass.pipeline import Compiled
-    from tvm_mobilenet.deploy.toolchain import Toolchain
 
 _HERE = Path(__file__).parent
 _SOURCES = ("runner.cc", "runtime.cc")
@@ -44,7 +42,7 @@ def build_runner(
     # Android's dynamic linker takes position-independent programs only
     static = "android" not in compiled.target.mtriple
     form = ("-static", "-no-pie") if static else ("-pie",)
-    headers = (_HERE / "standalone", _HERE / "runner", _ffi_headers())
+    headers = (_HERE / "standalone", _HERE / "runner", installed("tvm_ffi/include"))
     with tempfile.TemporaryDirectory(prefix="tvm-mobilenet-") as folder:
         place = Path(folder)
         write_sources(plan(compiled.planned), compiled, place, threads or 0)
@@ -89,12 +87,3 @@ Exit code 0: passed; 5: the outputs are wrong; 3: it cannot run there, with the 
 `model.so` is the same code for TVM's runtime (Python, RPC, or an own program, built as `runner/`
 is); `manifest.json` says what every file is.
 """
-
-
-def _ffi_headers() -> Path:
-    package = importlib.util.find_spec("tvm_ffi")
-    for directory in package.submodule_search_locations or () if package else ():
-        headers = Path(directory) / "include"
-        if headers.is_dir():
-            return headers
-    raise MissingToolError("tvm_ffi's headers are missing; run: pip install apache-tvm-ffi")

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tvm_mobilenet.deploy.toolchain import Toolchain
 from tvm_mobilenet.errors import InputError, MissingToolError, ParityError
 from tvm_mobilenet.parity import ParityReport, Sample, judge
 from tvm_mobilenet.parity.samples import save_samples
@@ -104,10 +105,8 @@ def _compile_plugin(output: Path) -> None:
     compiler = os.environ.get("CC") or next(filter(shutil.which, ("gcc", "cc", "clang")), None)
     if compiler is None:
         raise MissingToolError("no C compiler for QEMU's plugin; run: apt-get install gcc")
-    command = [compiler, "-O2", "-shared", "-fPIC", "-o", str(output), str(_PLUGIN)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise InputError(f"{compiler} failed: {done.stderr.strip().splitlines()[0]}")
+    compile_with = Toolchain((compiler,), "this machine's")
+    compile_with.run("-O2", "-shared", "-fPIC", "-o", output, _PLUGIN)
 
 
 def _run(command: Sequence[object]) -> None:

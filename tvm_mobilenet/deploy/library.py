@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tvm_mobilenet.deploy.toolchain import Toolchain, find, is_cross
-from tvm_mobilenet.errors import InputError, MissingToolError
+from tvm_mobilenet.deploy.toolchain import Toolchain, find, is_cross, own
+from tvm_mobilenet.errors import InputError
 from tvm_mobilenet.runtime import host
 
 if TYPE_CHECKING:
@@ -38,8 +38,8 @@ def export_library(
     _check_space(compiled.imported.onnx.ByteSize(), Path(tempfile.gettempdir()), path.parent)
     if toolchain is None and is_cross(compiled.target):
         toolchain = find(compiled.target)
-    if toolchain is None and cc.get_cc() is None:
-        raise MissingToolError("no C++ compiler to link with; run: apt-get install g++")
+    if toolchain is None:
+        own()  # that there is one, before any work
     link = cc.create_shared if toolchain is None else toolchain.link_library
 
     def keep_and_link(output: str, files: Sequence[str], **options: object) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,7 @@ _DLPACK_CODES = {"int": 0, "uint": 1, "float": 2}  # DLDataTypeCode
 
 @dataclass(frozen=True)
 class Tensor:
-    """One argument of a kernel. `offset`: in bytes in its place, for an input its number."""
+    """One argument of a kernel. `offset`: in bytes in its place; an input is a place by itself."""
 
     shape: tuple[int, ...]
     dtype: str
@@ -69,9 +69,9 @@ def plan(main: Any) -> Network:
         network.weight_bytes += _aligned(value.nbytes)
         return number
 
-    for number, parameter in enumerate(main.params):
+    for parameter in main.params:
         dtype = str(parameter.ty.dtype)
-        tensors[parameter] = add(Tensor(shape(parameter.ty.shape), dtype, "Input", number))
+        tensors[parameter] = add(Tensor(shape(parameter.ty.shape), dtype, "Input", 0))
     for block in main.body.blocks:
         for binding in block.bindings:
             variable, value = binding.var, binding.value
@@ -111,8 +111,7 @@ def plan(main: Any) -> Network:
 def write_sources(network: Network, compiled: Compiled, directory: Path, threads: int) -> None:
     """Write network.cc, weights.s and weights.bin. threads: the default; 0 is all usable CPUs."""
     imported = compiled.imported
-    places = {t.offset: i for i, t in enumerate(network.tensors) if t.place == "Input"}
-    inputs = [(info.name, places[i]) for i, info in enumerate(imported.inputs)]
+    inputs = [(info.name, i) for i, info in enumerate(imported.inputs)]  # the first tensors
     outputs = [(info.name, i) for info, i in zip(imported.outputs, network.outputs, strict=True)]
     kernels = sorted({name for name, _ in network.calls})
     text = [
@@ -147,14 +146,6 @@ def write_sources(network: Network, compiled: Compiled, directory: Path, threads
         '    .incbin "weights.bin"\n    .byte 0\n    .section .note.GNU-stack,"",%progbits\n',
         encoding="utf-8",
     )
-
-
-def calls_of(network: Network) -> Mapping[str, int]:
-    """How often one inference calls each kernel."""
-    counts: dict[str, int] = {}
-    for name, _ in network.calls:
-        counts[name] = counts.get(name, 0) + 1
-    return counts
 
 
 def _aligned(size: int) -> int:

@@ -63,15 +63,18 @@ class Toolchain:
     @property
     def version(self) -> str:
         """The first line of what it says of itself; InputError when it does not run."""
-        try:
-            done = subprocess.run(
-                [*self.command, "--version"], capture_output=True, text=True, check=False
-            )
-        except OSError as error:
-            raise InputError(f"{self.command[0]}: does not run ({error.strerror})") from error
+        done = self.ask("--version")
         if done.returncode != 0:
             raise InputError(f"{' '.join(self.command)}: does not run ({done.stderr.strip()})")
         return (done.stdout.splitlines() or ["?"])[0]
+
+    def ask(self, option: str) -> subprocess.CompletedProcess[str]:
+        """What it says to an option alone; InputError when it cannot be started."""
+        command = [*self.command, option]
+        try:
+            return subprocess.run(command, capture_output=True, text=True, check=False)
+        except OSError as error:
+            raise InputError(f"{self.command[0]}: does not run ({error.strerror})") from error
 
     def problem(self) -> str:
         """Why it cannot link a C++ program, found by trying; "" when it can."""
@@ -119,6 +122,28 @@ def find(target: TargetSpec, cc: str | None = None) -> Toolchain:
     )
 
 
+def own() -> Toolchain:
+    """This machine's own compiler, as TVM chooses it; MissingToolError when there is none."""
+    from tvm_mobilenet.runtime.library import tvm_ffi
+
+    tvm_ffi()  # first, since it keeps PyTorch out
+    from tvm.support import cc
+
+    if (command := cc.get_cc()) is None:
+        raise MissingToolError("no C++ compiler to link with; run: apt-get install g++")
+    return Toolchain((command,), "this machine's")
+
+
+def installed(file: str) -> Path:
+    """A file or directory of an installed package, "package/path", without importing that."""
+    package, _, rest = file.partition("/")
+    found = importlib.util.find_spec(package)
+    for directory in found.submodule_search_locations or () if found else ():
+        if (path := Path(directory) / rest).exists():
+            return path
+    raise MissingToolError(f"{file} is missing; 'tvm-mobilenet doctor' says how to get it")
+
+
 def _has_zig() -> bool:
     return importlib.util.find_spec("ziglang") is not None
 
@@ -133,7 +158,7 @@ def _given(target: TargetSpec, cc: str) -> Toolchain:
     if not command or shutil.which(command[0]) is None:
         raise InputError(f"--cc {cc}: not found")
     toolchain = Toolchain(command, "--cc")
-    done = subprocess.run([*command, "-dumpmachine"], capture_output=True, text=True, check=False)
+    done = toolchain.ask("-dumpmachine")
     machine = done.stdout.strip()
     made = "armv7" if machine.startswith("arm-") else host.architecture(machine or "?")
     wanted = host.architecture(target.mtriple)

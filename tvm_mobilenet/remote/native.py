@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import secrets
 import shutil
 import subprocess
@@ -16,6 +15,7 @@ from pathlib import Path
 
 from tvm_mobilenet import targets
 from tvm_mobilenet.deploy import toolchain
+from tvm_mobilenet.deploy.builder import find_compiler
 from tvm_mobilenet.errors import InputError, MissingToolError
 from tvm_mobilenet.runtime import host
 
@@ -63,11 +63,7 @@ def package_server(
     place = Path(output)
     if place.exists():
         raise InputError(f"{output}: exists; choose another output")
-    compiler = (
-        toolchain.find(spec, cc)
-        if cc is not None or toolchain.is_cross(spec)
-        else toolchain.Toolchain((_own_compiler(),), "this machine's")
-    )
+    compiler = find_compiler(spec, cc) or toolchain.own()
     with _staging(place) as folder:
         if runtime is not None:
             say(f"copying TVM's runtime from {runtime}")
@@ -75,7 +71,7 @@ def package_server(
         elif architecture == host.architecture():
             say("copying TVM's runtime")
             for library in (*_LIBRARIES, _EXTRA):
-                shutil.copy(_installed(library), folder)
+                shutil.copy(toolchain.installed(library), folder)
         else:
             say(f"downloading TVM's runtime for {architecture}")
             _download(architecture, folder)
@@ -84,7 +80,7 @@ def package_server(
             "-std=c++17",
             "-O2",
             "-isystem",
-            _installed("tvm_ffi/include"),
+            toolchain.installed("tvm_ffi/include"),
             _SOURCE,
             "-o",
             folder / "rpc_server",
@@ -96,23 +92,6 @@ def package_server(
         (folder / "README.txt").write_text(_README.format(target=spec.name), encoding="utf-8")
         folder.rename(place)
     return place
-
-
-def _own_compiler() -> str:
-    for name in ("c++", "g++", "clang++"):
-        if path := shutil.which(name):
-            return path
-    raise MissingToolError("no C++ compiler; run: apt-get install g++")
-
-
-def _installed(file: str) -> Path:
-    """A file of an installed package, which is not imported."""
-    package, _, rest = file.partition("/")
-    found = importlib.util.find_spec(package)
-    for directory in found.submodule_search_locations or () if found else ():
-        if (path := Path(directory) / rest).exists():
-            return path
-    raise MissingToolError(f"{file} is missing; 'tvm-mobilenet doctor' says how to get it")
 
 
 def _copy(source: Path, folder: Path) -> None:

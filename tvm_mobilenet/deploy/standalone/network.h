@@ -16,7 +16,7 @@ struct Tensor {
   std::vector<int64_t> shape;
   DLDataType dtype;
   Place place;
-  size_t offset;  // in bytes, from the start of the arena or the weights; for an input its number
+  size_t offset;  // in bytes, from the start of the arena or the weights; 0 for an input
 };
 
 struct Call {  // of a kernel, on tensors by their place in `tensors`
