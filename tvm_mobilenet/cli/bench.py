@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from tvm_mobilenet.cli.common import (
     MODEL_HELP,
     add_json,
+    add_logs_argument,
     add_target_argument,
     emit_json,
     positive_int,
@@ -91,12 +92,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--classes", type=int, default=1000, help="number of classes (default 1000)")
     group.add_argument("--weights", type=Path, metavar="FILE", help="state dict or safetensors")
     add_target_argument(parser)
-    parser.add_argument(
-        "--logs",
-        type=Path,
-        metavar="DIR",
-        help="tuning records instead of those that come with the package; an empty DIR: none",
-    )
+    add_logs_argument(parser)
     add_json(parser)
 
 

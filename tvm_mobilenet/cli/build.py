@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from tvm_mobilenet.cli.common import (
     MODEL_HELP,
     add_json,
+    add_logs_argument,
     add_model_arguments,
     add_target_argument,
     add_threads_argument,
@@ -39,13 +40,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-o", "--output", type=Path, required=True, metavar="DIR", help="the bundle to write"
     )
     add_target_argument(parser)
-    add_threads_argument(parser)
-    parser.add_argument(
-        "--logs",
-        type=Path,
-        metavar="DIR",
-        help="directory of tuning records to use instead of the package's own",
-    )
+    add_threads_argument(parser, "threads to schedule for, and to run on unless told otherwise")
+    add_logs_argument(parser)
     parser.add_argument(
         "--dump-ir",
         type=Path,

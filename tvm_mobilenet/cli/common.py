@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
-import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
+
+from tvm_mobilenet.json_values import plain
 
 SCHEMA_VERSION = 1
 
@@ -70,10 +70,20 @@ def add_target_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_threads_argument(parser: argparse.ArgumentParser) -> None:
+def add_threads_argument(parser: argparse.ArgumentParser, what: str = "threads") -> None:
     """`--threads N`; None when not given: one for each core."""
     parser.add_argument(
-        "--threads", type=positive_int, metavar="N", help="threads (default: one for each core)"
+        "--threads", type=positive_int, metavar="N", help=f"{what} (default: one for each core)"
+    )
+
+
+def add_logs_argument(parser: argparse.ArgumentParser) -> None:
+    """`--logs DIR` of a command that builds; None when not given: the shipped tuning records."""
+    parser.add_argument(
+        "--logs",
+        type=Path,
+        metavar="DIR",
+        help="tuning records instead of those that come with the package; an empty DIR: none",
     )
 
 
@@ -85,27 +95,11 @@ def add_json(parser: argparse.ArgumentParser) -> None:
 def emit_json(kind: str, payload: Mapping[str, Any]) -> None:
     """Print one JSON document on stdout: `schema_version`, `kind` and the payload.
 
-    Dataclasses, paths and numpy scalars are written as plain values, NaN and infinity as null.
+    The payload's values are what `json_values.plain` takes.
     """
-    document = {"schema_version": SCHEMA_VERSION, "kind": kind, **_plain(payload)}
+    document = {"schema_version": SCHEMA_VERSION, "kind": kind, **plain(payload)}
     json.dump(document, sys.stdout, indent=2, allow_nan=False)
     sys.stdout.write("\n")
-
-
-def _plain(value: Any) -> Any:
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
-        return [_plain(item) for item in value]
-    if isinstance(value, os.PathLike):
-        return os.fspath(value)
-    if hasattr(value, "tolist"):  # numpy arrays and scalars, without importing numpy
-        return _plain(value.tolist())
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
