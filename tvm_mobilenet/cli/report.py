@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
         html.write_report(found, args.html)
         args.console.info(f"{args.html}: open it in a browser")
     if args.json:
-        emit_json("report", html.report_document(found))
+        emit_json("report", found.document())
     else:
         _print(found)
     return 0

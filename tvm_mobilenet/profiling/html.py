@@ -9,17 +9,16 @@ instead of 5. The page's own part is in `page/`.
 from __future__ import annotations
 
 import base64
-import dataclasses
 import gzip
 import importlib.util
 import json
-import math
 import re
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tvm_mobilenet.errors import MissingToolError
+from tvm_mobilenet.json_values import plain
 from tvm_mobilenet.profiling import exports
 from tvm_mobilenet.profiling.kernels import read_kernels
 
@@ -62,22 +61,8 @@ def page(profile: Profile) -> str:
 def write_report(report: Report, path: Path) -> None:
     """Write the page of a `report`; MissingToolError without plotly."""
     check()
-    text = _filled("report", title="MobileNets on this machine", data=report_document(report))
+    text = _filled("report", title="MobileNets on this machine", data=report.document())
     path.write_text(text, encoding="utf-8")
-
-
-def report_document(report: Report) -> dict[str, Any]:
-    """Everything in a report as JSON values."""
-    return {
-        "cpu": report.cpu,
-        "target": report.target,
-        "threads": report.threads,
-        "runs": report.runs,
-        "networks": report.rows(),
-        "blocks": [block.row() for block in report.blocks],
-        "separable": report.separable(),
-        "notes": list(report.notes),
-    }
 
 
 def _filled(name: str, *, title: str, data: dict[str, Any], **more: str) -> str:
@@ -99,19 +84,7 @@ def _filled(name: str, *, title: str, data: dict[str, Any], **more: str) -> str:
 
 
 def _json(value: Any) -> str:
-    return json.dumps(_plain(value), allow_nan=False, separators=(",", ":"))
-
-
-def _plain(value: Any) -> Any:
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return _plain(dataclasses.asdict(value))
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
+    return json.dumps(plain(value), allow_nan=False, separators=(",", ":"))
 
 
 def _inside_script(text: str) -> str:

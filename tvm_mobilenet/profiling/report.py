@@ -129,6 +129,19 @@ class Report:
         ordered = sorted(self.networks, key=lambda network: network.mult_adds)
         return [network.row() for network in ordered]
 
+    def document(self) -> dict[str, Any]:
+        """Everything as JSON values."""
+        return {
+            "cpu": self.cpu,
+            "target": self.target,
+            "threads": self.threads,
+            "runs": self.runs,
+            "networks": self.rows(),
+            "blocks": [block.row() for block in self.blocks],
+            "separable": self.separable(),
+            "notes": list(self.notes),
+        }
+
     def separable(self) -> dict[str, float] | None:
         """All blocks together: how much less work, how much less time, and the quotient."""
         if not self.blocks:
@@ -187,15 +200,14 @@ def summarise(
     timed = [(cell, ours) for cell in cells if (ours := cell.of(OURS)) is not None]
     if not timed:
         raise NothingMeasuredError("no network was timed")
-    points = {
-        id(cell): (ours.ms.median, PAPER_ACCURACY.get((_model(cell), cell.alpha, cell.resolution)))
+    points = [
+        (ours.ms.median, PAPER_ACCURACY.get((_model(cell), cell.alpha, cell.resolution)))
         for cell, ours in timed
-    }
-    front = pareto_front([(ms, a) for ms, a in points.values() if a is not None])
+    ]
+    front = pareto_front([(ms, a) for ms, a in points if a is not None])
     networks = []
-    for cell, ours in timed:
+    for (cell, ours), (ms, accuracy) in zip(timed, points, strict=True):
         counted = cost(_model(cell), alpha=cell.alpha, resolution=cell.resolution)
-        ms, accuracy = points[id(cell)]
         networks.append(
             Network(
                 model=_model(cell),
