@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from tvm_mobilenet.errors import InputError
 from tvm_mobilenet.profiling.operators import RUNS, Runner, stored_inputs
-from tvm_mobilenet.profiling.profile import layer_kinds
+from tvm_mobilenet.profiling.profile import layer_kinds, layer_name
 from tvm_mobilenet.profiling.statistics import Ratio, speed_up
 
 if TYPE_CHECKING:
@@ -188,7 +188,7 @@ def _timed(
     """`rows`: (rounds, runs, operators); `whole`: (rounds, runs)."""
     kinds = layer_kinds([str(operator["kind"]) for operator in operators])
     described = [
-        {"name": (*o["onnx_nodes"], o["symbol"])[0], "kind": kind, "key": _key(o)}
+        {"name": layer_name(o["onnx_nodes"], o["symbol"]), "kind": kind, "key": _key(o)}
         for o, kind in zip(operators, kinds, strict=True)
     ]
     return Timed(name, described, [rows[:, :, i] for i in range(len(described))], whole)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from tvm_mobilenet.errors import InputError, MissingToolError
 from tvm_mobilenet.profiling.operators import RUNS, Runner, stored_inputs
-from tvm_mobilenet.profiling.profile import layer_kinds
+from tvm_mobilenet.profiling.profile import layer_kinds, layer_name
 
 if TYPE_CHECKING:
     import numpy as np
@@ -151,7 +151,7 @@ def pair_up(
         mine = tuple(shared.get(i, ()))
         layers.append(
             LayerPair(
-                name=str((*operator["onnx_nodes"], operator["symbol"])[0]),
+                name=layer_name(operator["onnx_nodes"], operator["symbol"]),
                 kind=kind,
                 ours_us=float(np.median(ours[:, i])) / 1e3,
                 theirs_us=float(np.median(sum(nodes[name] for name in mine))) if mine else None,

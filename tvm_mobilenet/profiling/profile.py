@@ -43,7 +43,6 @@ class OperatorProfile:
     index: int
     symbol: str
     kind: str  # of KINDS
-    operator: str  # what the compiler calls it: dense for a dense layer in squeeze-excite
     onnx_nodes: tuple[str, ...]
     shape: str
     schedule: str
@@ -63,8 +62,8 @@ class OperatorProfile:
 
     @property
     def name(self) -> str:
-        """The first ONNX node it stands for, else its function's name."""
-        return self.onnx_nodes[0] if self.onnx_nodes else self.symbol
+        """See `layer_name`."""
+        return layer_name(self.onnx_nodes, self.symbol)
 
 
 @dataclass(frozen=True)
@@ -275,6 +274,11 @@ def summarise(
     )
 
 
+def layer_name(onnx_nodes: Sequence[str], symbol: str) -> str:
+    """The first ONNX node that an operator stands for, else its function's name."""
+    return onnx_nodes[0] if onnx_nodes else symbol
+
+
 def layer_kinds(operators: Sequence[str]) -> list[str]:
     """The layer kind, of KINDS, of each operator, given what the compiler calls them in order.
 
@@ -316,7 +320,6 @@ def _operator(
         index=samples.index,
         symbol=samples.symbol,
         kind=kind,
-        operator=samples.kind,
         onnx_nodes=tuple(described["onnx_nodes"]),
         shape=str(described["shape"]),
         schedule=str(described["schedule"]),
