@@ -1,18 +1,24 @@
-// What both runners share: the verdict on an output, the check of the CPU, the figures of a timing.
+// What both runners share: options, the choice and the check of CPUs, the verdict on an output, and
+// timing.
 #pragma once
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <fstream>
+#include <map>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
-#if defined(__linux__) && (defined(__aarch64__) || defined(__arm__))
+#ifdef __linux__
+#include <sched.h>
+#if defined(__aarch64__) || defined(__arm__)
 #include <sys/auxv.h>
+#endif
 #endif
 
 [[noreturn]] inline void usage(const std::string& problem, const char* options) {
@@ -28,6 +34,39 @@ inline int positive(const std::string& text, const char* options) {
   }
   return static_cast<int>(value);
 }
+
+// Reads options, each with a value, into the places given for their names.
+inline void parse(int argc, char** argv, const char* options,
+                  const std::map<std::string, std::string*>& texts,
+                  const std::map<std::string, int*>& numbers) {
+  for (int i = 1; i < argc; i += 2) {
+    const std::string name = argv[i];
+    if (i + 1 == argc) usage("'" + name + "' lacks its value or is unknown", options);
+    if (texts.count(name)) {
+      *texts.at(name) = argv[i + 1];
+    } else if (numbers.count(name)) {
+      *numbers.at(name) = positive(argv[i + 1], options);
+    } else {
+      usage("unknown option '" + name + "'", options);
+    }
+  }
+}
+
+#ifdef __linux__
+// The CPUs usable here. Where `affinity` names some of them, the process is bound to these: the kind
+// of core that the bundle was built for.
+inline cpu_set_t choose_cpus(const std::vector<int>& affinity) {
+  cpu_set_t usable, wanted;
+  CPU_ZERO(&usable);
+  CPU_ZERO(&wanted);
+  sched_getaffinity(0, sizeof(usable), &usable);
+  for (const int cpu : affinity) {
+    if (CPU_ISSET(cpu, &usable)) CPU_SET(cpu, &wanted);
+  }
+  const bool bound = CPU_COUNT(&wanted) > 0 && sched_setaffinity(0, sizeof(wanted), &wanted) == 0;
+  return bound ? wanted : usable;
+}
+#endif
 
 // Whether this CPU has a feature, by Linux's name; true where the system does not tell.
 inline bool cpu_has(const std::string& name) {
@@ -112,7 +151,17 @@ inline bool verdict(const std::string& name, const Errors& errors, double factor
   return good;
 }
 
-inline void print_latency(std::vector<double> times) {
+// Times `repeat` calls of `run` after a few to warm up, and prints the figures.
+template <class Run>
+void measure(int repeat, const Run& run) {
+  std::vector<double> times;
+  constexpr int kWarmUp = 5;
+  for (int i = -kWarmUp; i < repeat; ++i) {
+    const auto start = std::chrono::steady_clock::now();
+    run();
+    const std::chrono::duration<double, std::milli> time = std::chrono::steady_clock::now() - start;
+    if (i >= 0) times.push_back(time.count());
+  }
   std::sort(times.begin(), times.end());
   std::printf("latency in ms over %zu runs: median %.4f, p10 %.4f, p90 %.4f, least %.4f\n",
               times.size(), times[times.size() / 2], times[times.size() / 10],

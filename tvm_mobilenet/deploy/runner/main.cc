@@ -13,16 +13,11 @@
 #include <tvm/ffi/extra/module.h>
 #include <tvm/ffi/function.h>
 
-#include <chrono>
 #include <filesystem>
 #include <thread>
 
 #include "common.h"
 #include "npz.h"
-
-#ifdef __linux__
-#include <sched.h>
-#endif
 
 namespace ffi = tvm::ffi;
 namespace json = tvm::ffi::json;
@@ -34,25 +29,6 @@ struct Options {
 };
 
 constexpr char kUsage[] = "[--bundle DIR] [--threads N] [--repeat N]";
-
-Options parse(int argc, char** argv) {
-  Options options;
-  for (int i = 1; i < argc; i += 2) {
-    const std::string name = argv[i];
-    if (i + 1 == argc) usage("'" + name + "' lacks its value or is unknown", kUsage);
-    const std::string value = argv[i + 1];
-    if (name == "--bundle") {
-      options.bundle = value;
-    } else if (name == "--threads") {
-      options.threads = positive(value, kUsage);
-    } else if (name == "--repeat") {
-      options.repeat = positive(value, kUsage);
-    } else {
-      usage("unknown option '" + name + "'", kUsage);
-    }
-  }
-  return options;
-}
 
 struct Allocator {  // compiled code loads whole vectors from its inputs
   static constexpr size_t kAlignment = 64;
@@ -147,14 +123,7 @@ std::vector<std::string> cpu_features(const json::Object& target) {
 void use_threads(int threads, const std::vector<int>& affinity) {
   ffi::Array<ffi::String> cpus;
 #ifdef __linux__
-  cpu_set_t usable, wanted;
-  CPU_ZERO(&usable);
-  CPU_ZERO(&wanted);
-  sched_getaffinity(0, sizeof(usable), &usable);
-  for (const int cpu : affinity) {
-    if (CPU_ISSET(cpu, &usable)) CPU_SET(cpu, &wanted);
-  }
-  if (CPU_COUNT(&wanted) > 0 && sched_setaffinity(0, sizeof(wanted), &wanted) == 0) usable = wanted;
+  const cpu_set_t usable = choose_cpus(affinity);
   for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
     if (CPU_ISSET(cpu, &usable)) cpus.push_back(std::to_string(cpu));
   }
@@ -214,19 +183,13 @@ void measure(const Model& model, const std::map<std::string, npz::Array>& sample
   for (size_t i = 0; i < inputs; ++i) {
     arguments.push_back(to_tensor(samples.at("0.input." + std::to_string(i))));
   }
-  std::vector<double> times;
-  constexpr int kWarmUp = 5;
-  for (int i = -kWarmUp; i < repeat; ++i) {
-    const auto start = std::chrono::steady_clock::now();
-    model.run(arguments);
-    const std::chrono::duration<double, std::milli> time = std::chrono::steady_clock::now() - start;
-    if (i >= 0) times.push_back(time.count());
-  }
-  print_latency(std::move(times));
+  measure(repeat, [&] { model.run(arguments); });
 }
 
 int main(int argc, char** argv) {
-  const Options options = parse(argc, argv);
+  Options options;
+  parse(argc, argv, kUsage, {{"--bundle", &options.bundle}},
+        {{"--threads", &options.threads}, {"--repeat", &options.repeat}});
   try {
     const json::Object manifest = read_manifest(options.bundle + "/manifest.json");
     check_sizes(options.bundle, manifest["files"].cast<json::Object>());

@@ -8,7 +8,6 @@
 // sample. --only runs the first sample N times and nothing else, for counting instructions.
 // Exit codes: 0 done; 2 usage; 3 it cannot run here; 5 parity failed.
 
-#include <chrono>
 #include <cstring>
 #include <memory>
 
@@ -29,29 +28,6 @@ struct Options {
   std::string samples, outputs;
   int threads = 0, repeat = 0, only = 0;
 };
-
-Options parse(int argc, char** argv) {
-  Options options;
-  for (int i = 1; i < argc; i += 2) {
-    const std::string name = argv[i];
-    if (i + 1 == argc) usage("'" + name + "' lacks its value or is unknown", kUsage);
-    const std::string value = argv[i + 1];
-    if (name == "--samples") {
-      options.samples = value;
-    } else if (name == "--outputs") {
-      options.outputs = value;
-    } else if (name == "--threads") {
-      options.threads = positive(value, kUsage);
-    } else if (name == "--repeat") {
-      options.repeat = positive(value, kUsage);
-    } else if (name == "--only") {
-      options.only = positive(value, kUsage);
-    } else {
-      usage("unknown option '" + name + "'", kUsage);
-    }
-  }
-  return options;
-}
 
 std::string find_samples(const std::string& program) {
   const size_t slash = program.rfind('/');
@@ -181,21 +157,10 @@ bool prove_parity(Network& model, const Samples& samples, const std::string& out
   return passed;
 }
 
-void measure(Network& model, const Samples& samples, int repeat) {
-  set_inputs(model, samples, 0);
-  std::vector<double> times;
-  constexpr int kWarmUp = 5;
-  for (int i = -kWarmUp; i < repeat; ++i) {
-    const auto start = std::chrono::steady_clock::now();
-    model.run();
-    const std::chrono::duration<double, std::milli> time = std::chrono::steady_clock::now() - start;
-    if (i >= 0) times.push_back(time.count());
-  }
-  print_latency(std::move(times));
-}
-
 int main(int argc, char** argv) {
-  const Options options = parse(argc, argv);
+  Options options;
+  parse(argc, argv, kUsage, {{"--samples", &options.samples}, {"--outputs", &options.outputs}},
+        {{"--threads", &options.threads}, {"--repeat", &options.repeat}, {"--only", &options.only}});
   try {
     check_cpu(network::cpu_features);
     runtime::use_threads(options.threads > 0 ? options.threads : network::threads,
@@ -209,7 +174,10 @@ int main(int argc, char** argv) {
       return 0;
     }
     if (!prove_parity(model, samples, options.outputs)) return 5;
-    if (options.repeat > 0) measure(model, samples, options.repeat);
+    if (options.repeat > 0) {
+      set_inputs(model, samples, 0);
+      measure(options.repeat, [&] { model.run(); });
+    }
   } catch (const std::exception& error) {
     std::fprintf(stderr, "runner: %s\n", error.what());
     return 3;

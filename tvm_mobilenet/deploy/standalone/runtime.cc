@@ -1,7 +1,5 @@
 #include "runtime.h"
 
-#include <sched.h>
-
 #include <algorithm>
 #include <atomic>
 #include <condition_variable>
@@ -10,6 +8,8 @@
 #include <cstdlib>
 #include <mutex>
 #include <thread>
+
+#include "common.h"
 
 namespace {
 
@@ -94,14 +94,7 @@ extern "C" int free_workspace(int, int, void* memory) {
 namespace runtime {
 
 void use_threads(int threads, const std::vector<int>& affinity) {
-  cpu_set_t usable, wanted;
-  CPU_ZERO(&usable);
-  CPU_ZERO(&wanted);
-  sched_getaffinity(0, sizeof(usable), &usable);
-  for (const int cpu : affinity) {
-    if (CPU_ISSET(cpu, &usable)) CPU_SET(cpu, &wanted);
-  }
-  if (CPU_COUNT(&wanted) > 0 && sched_setaffinity(0, sizeof(wanted), &wanted) == 0) usable = wanted;
+  const cpu_set_t usable = choose_cpus(affinity);
   const int most = std::max(1, CPU_COUNT(&usable));
   pool = new Pool(threads == 0 ? most : std::min(threads, most));
 }
