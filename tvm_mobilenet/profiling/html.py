@@ -78,7 +78,8 @@ def _filled(name: str, *, title: str, data: dict[str, Any], **more: str) -> str:
         "plotly": _packed(get_plotlyjs()),
         **more,
     }
-    text = (_PAGE / f"{name}.html").read_text("utf-8")
+    frame, main = ((_PAGE / f"{part}.html").read_text("utf-8") for part in ("frame", name))
+    text = frame.replace("{{main}}", main)
     # one pass: what is filled in may itself look like a place to fill
     return re.sub(r"{{(\w+)}}", lambda match: parts[match[1]], text)
 

@@ -9,7 +9,6 @@ const rating = (share) => share === null ? "" : share >= 0.7 ? "good" : share >=
 
 function head() {
   $("title").textContent = `Where the time of ${data.model} goes`;
-  const threads = data.threads === 1 ? "1 thread" : `${data.threads} threads`;
   $("subtitle").textContent = `${data.bundle} · target ${data.target} · ${data.cpu} · ${threads} · ${data.runs} runs`;
 }
 
@@ -183,8 +182,7 @@ function tableBody() {
   const text = (row) => [row.name, row.symbol, row.kind, row.shape, row.schedule, row.source, row.bound, ...row.onnx_nodes].join(" ").toLowerCase();
   const chosen = layers.filter((row) => (!kind || row.kind === kind) && words.every((word) => text(row).includes(word)));
   const { key, down } = sorting;
-  const compare = (a, b) => a === b ? 0 : a === null ? 1 : b === null ? -1 : (typeof a === "string" ? a.localeCompare(b, "en", { numeric: true }) : a - b) * (down ? -1 : 1);
-  chosen.sort((a, b) => compare(a[key], b[key]) || a.index - b.index);
+  chosen.sort((a, b) => compare(a[key], b[key], down) || a.index - b.index);
   [...$("operators").tHead.rows[0].cells].forEach((cell, i) => {
     if (COLUMNS[i][1] === key) cell.setAttribute("aria-sort", down ? "descending" : "ascending");
     else cell.removeAttribute("aria-sort");

@@ -6,7 +6,6 @@ const mega = (count) => `${number(count / 1e6, 1)} M`;
 const short = (row) => `${row.alpha}/${row.resolution}`;
 
 function head() {
-  const threads = data.threads === 1 ? "1 thread" : `${data.threads} threads`;
   $("subtitle").textContent = `${data.cpu} · target ${data.target} · ${threads} · float32, batch 1, median of at least ${data.runs} runs`;
   const by = (key, down) => [...networks].sort((a, b) => (down ? -1 : 1) * (a[key] - b[key]))[0];
   const fastest = by("ms"), densest = by("us_per_million_mult_adds"), heaviest = by("us_per_million_mult_adds", true);
@@ -85,8 +84,7 @@ const COLUMNS = [
 let sorting = { key: "mult_adds", down: false };
 
 function table() {
-  const compare = (a, b) => a === b ? 0 : a === null ? 1 : b === null ? -1 : (typeof a === "string" ? a.localeCompare(b, "en", { numeric: true }) : a - b) * (sorting.down ? -1 : 1);
-  const rows = [...networks].sort((a, b) => compare(a[sorting.key], b[sorting.key]));
+  const rows = [...networks].sort((a, b) => compare(a[sorting.key], b[sorting.key], sorting.down));
   $("networks").tHead.replaceChildren(element("tr", {}, ...COLUMNS.map(([title, key, , text]) => {
     const sort = () => {
       sorting = { key, down: sorting.key === key && !sorting.down };
