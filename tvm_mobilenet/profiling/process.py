@@ -5,17 +5,15 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import socket
 import subprocess
-import sys
-from multiprocessing.connection import Connection
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import tvm_mobilenet
+from tvm_mobilenet import child
 
 _WORKER = "tvm_mobilenet.profiling.worker"
+_COUNTS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "TVM_NUM_THREADS")
 
 
 class ContestantError(Exception):
@@ -31,19 +29,15 @@ class ContestantProcess:
     """
 
     def __init__(self, cpus: tuple[int, ...], threads: int, log: Path) -> None:
-        ours, theirs = socket.socketpair()
         self._log = log
-        with log.open("wb") as output, theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", _WORKER, str(theirs.fileno()), ",".join(map(str, cpus))],
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
+        with log.open("wb") as output:
+            self._process, self._connection = child.start(
+                _WORKER,
+                ",".join(map(str, cpus)),
+                environment=dict.fromkeys(_COUNTS, str(threads)),
                 stdout=output,
                 stderr=output,
-                env=_environment(threads),
-                start_new_session=True,  # Ctrl-C reaches the bench alone, which then ends all
             )
-        self._connection = Connection(ours.detach())
 
     def __enter__(self) -> Self:
         return self
@@ -96,21 +90,9 @@ class ContestantProcess:
 
     def _last_words(self, method: str) -> str:
         try:
-            code = self._process.wait(timeout=10)
+            how = child.ending(self._process.wait(timeout=10))
         except subprocess.TimeoutExpired:
             return f"its process closed the connection in '{method}'"
-        how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         lines = self._log.read_text(errors="replace").split("\n")
         last = next((line.strip() for line in reversed(lines) if line.strip()), "")
         return f"its process ended in '{method}' with {how}" + (f": {last[:200]}" if last else "")
-
-
-def _environment(threads: int) -> dict[str, str]:
-    package_parent = str(Path(tvm_mobilenet.__file__).parent.parent)
-    paths = [package_parent, *filter(None, [os.environ.get("PYTHONPATH")])]
-    counts = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "TVM_NUM_THREADS")
-    return {
-        **os.environ,
-        **dict.fromkeys(counts, str(threads)),
-        "PYTHONPATH": os.pathsep.join(paths),
-    }

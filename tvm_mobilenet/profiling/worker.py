@@ -13,10 +13,8 @@ if __name__ == "__main__" and hasattr(os, "sched_setaffinity"):
     # before any import: thread pools are sized and placed by the CPUs that they see
     os.sched_setaffinity(0, [int(cpu) for cpu in sys.argv[2].split(",")])
 
-import ctypes
 import gc
 import resource
-import signal
 import time
 import traceback
 from dataclasses import dataclass
@@ -24,6 +22,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tvm_mobilenet.child import die_with_parent
 from tvm_mobilenet.profiling.contestants import contestant
 from tvm_mobilenet.profiling.contestants.base import Contestant, Source
 
@@ -123,16 +122,9 @@ def _resident(key: str) -> int | None:
     return None
 
 
-def _die_with_parent() -> None:
-    """Have the kernel kill this process, stopped or not, when the bench itself is killed."""
-    if sys.platform == "linux":
-        parent_death_signal = 1  # PR_SET_PDEATHSIG
-        ctypes.CDLL(None).prctl(parent_death_signal, signal.SIGKILL)
-
-
 def main(descriptor: int) -> None:
     """Answer requests until the other end closes."""
-    _die_with_parent()
+    die_with_parent()
     worker = Worker()
     with Connection(descriptor) as connection:
         while True:

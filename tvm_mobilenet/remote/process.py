@@ -6,21 +6,19 @@ blocked one cannot), and starts in three times as long because it brings PyTorch
 
 from __future__ import annotations
 
-import os
-import signal
-import socket
 import subprocess
-import sys
 from collections.abc import Callable
 from multiprocessing.connection import Connection
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-import tvm_mobilenet
+from tvm_mobilenet import child
 from tvm_mobilenet.remote.errors import OvertimeError, RemoteError
 
 START_SECONDS = 120.0  # importing TVM on a loaded machine
+GRACE_SECONDS = 15.0  # beyond a session's limit: for the device to end it by itself, and to say so
+# the worker only calls and is called: no compiler, one thread
+_ENVIRONMENT = {"TVM_USE_RUNTIME_LIB": "1", "TVM_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 
 Result = TypeVar("Result")
 
@@ -48,17 +46,9 @@ class Process:
         if self._process is not None and self._process.poll() is None:
             return
         self.close()
-        ours, theirs = socket.socketpair()
-        with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "tvm_mobilenet.remote.worker", str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                env=_environment(),
-                start_new_session=True,  # Ctrl-C reaches the caller alone, which then ends all
-            )
-        self._connection = Connection(ours.detach())
+        self._process, self._connection = child.start(
+            "tvm_mobilenet.remote.worker", environment=_ENVIRONMENT
+        )
         self._receive("start", START_SECONDS)
 
     def call(
@@ -109,22 +99,8 @@ class Process:
         """End a process that closed its connection; how it ended."""
         assert self._process is not None
         try:
-            code = self._process.wait(timeout=5)
+            how = f"ended with {child.ending(self._process.wait(timeout=5))}"
         except subprocess.TimeoutExpired:
-            code = 0
+            how = "closed it"
         self.close()
-        how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-        return f"the process that held the connection ended with {how}"
-
-
-def _environment() -> dict[str, str]:
-    package_parent = str(Path(tvm_mobilenet.__file__).parent.parent)
-    paths = [package_parent, *filter(None, [os.environ.get("PYTHONPATH")])]
-    # the worker only calls and is called: no compiler, one thread
-    return {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(paths),
-        "TVM_USE_RUNTIME_LIB": "1",
-        "TVM_NUM_THREADS": "1",
-        "OMP_NUM_THREADS": "1",
-    }
+        return f"the process that held the connection {how}"

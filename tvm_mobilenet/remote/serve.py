@@ -21,9 +21,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar
 
+from tvm_mobilenet.child import die_with_parent
 from tvm_mobilenet.errors import InputError
 from tvm_mobilenet.remote.tracker import Address, Tracker, check_key
-from tvm_mobilenet.remote.worker import die_with_parent
 from tvm_mobilenet.runtime.library import tvm_ffi
 
 _HANDSHAKE_SECONDS = 5.0

@@ -5,21 +5,13 @@ It calls one function after the other that it is told over FD; `process.py` is t
 
 from __future__ import annotations
 
-import ctypes
 import gc
-import signal
 import sys
 from multiprocessing.connection import Connection
 from typing import Any
 
+from tvm_mobilenet.child import die_with_parent
 from tvm_mobilenet.remote.errors import RemoteError
-
-
-def die_with_parent() -> None:
-    """Have the kernel kill this process when the thread that started it ends (Linux only)."""
-    if sys.platform == "linux":
-        parent_death_signal = 1  # PR_SET_PDEATHSIG
-        ctypes.CDLL(None).prctl(parent_death_signal, signal.SIGKILL)
 
 
 def main(descriptor: int) -> None:

@@ -32,6 +32,7 @@ _PARAMETERS = {
     "verbosity": 0,
 }
 _ROUNDS = 60
+_PRIOR = 0  # where the rule's own prediction is in a row
 
 
 class LearnedRanking:
@@ -40,6 +41,9 @@ class LearnedRanking:
     def __init__(self, target: TargetSpec, seed: int) -> None:
         self._target, self._seed = target, seed
         self._models: dict[str, Any] = {}
+        # Whole spaces are ranked for every batch: what does not change is worked out once.
+        self._rows: dict[tuple[str, str], list[float]] = {}  # by operator and candidate
+        self._analytic: dict[str, float] = {}  # the rule's prediction, by operator
 
     def learn(self, searches: Iterable[TaskSearch]) -> None:
         """Fit a model for each rule that has enough measurements."""
@@ -52,7 +56,7 @@ class LearnedRanking:
             for candidate, measurement in search.tried.values():
                 if measurement.seconds is not None:
                     value = math.log(measurement.seconds / search.baseline)
-                    row = features(search.task, candidate, self._target)
+                    row = self._row(search.task, candidate)
                     rows.setdefault(candidate.rule.name, []).append((row, value))
         for rule, found in rows.items():
             if len(found) < LEAST_ROWS:
@@ -75,35 +79,42 @@ class LearnedRanking:
         rules = {candidate.rule.name for candidate in candidates}
         for rule in sorted(rules):
             places = [i for i, c in enumerate(candidates) if c.rule.name == rule]
-            chosen = [candidates[i] for i in places]
+            rows = [self._row(task, candidates[i]) for i in places]
             model = self._models.get(rule)
             if model is None:
-                values = [prior(task, c, self._target) for c in chosen]
+                values = [row[_PRIOR] for row in rows]
             else:
-                rows = [features(task, c, self._target) for c in chosen]
                 values = model.predict(xgboost.DMatrix(np.array(rows, np.float32))).tolist()
             for place, value in zip(places, values, strict=True):
                 scores[place] = value
         return scores
 
+    def _row(self, task: Task, candidate: Candidate) -> list[float]:
+        key = task.operator, candidate.key
+        if key not in self._rows:
+            self._rows[key] = features(task, candidate, self._prior(task, candidate))
+        return self._rows[key]
 
-def prior(task: Task, candidate: Candidate, target: TargetSpec) -> float:
-    """What the rule predicts before anything is measured, relative to the analytic choice.
+    def _prior(self, task: Task, candidate: Candidate) -> float:
+        """What the rule predicts before anything is measured, relative to the analytic choice.
 
-    The logarithm of `Rule.predicted`'s ratio; 0 for a rule that predicts nothing.
-    """
-    predict = getattr(candidate.rule, "predicted", None)
-    if predict is None or candidate.rule.name != task.baseline.rule.name:
-        return 0.0
-    ours = predict(task.spec, candidate.knobs, target)
-    return math.log(ours / predict(task.spec, task.baseline.knobs, target))
+        The logarithm of `Rule.predicted`'s ratio; 0 for a rule that predicts nothing.
+        """
+        predict = getattr(candidate.rule, "predicted", None)
+        if predict is None or candidate.rule.name != task.baseline.rule.name:
+            return 0.0
+        if task.operator not in self._analytic:
+            analytic = predict(task.spec, task.baseline.knobs, self._target)
+            self._analytic[task.operator] = analytic
+        ours = predict(task.spec, candidate.knobs, self._target)
+        return math.log(ours / self._analytic[task.operator])
 
 
-def features(task: Task, candidate: Candidate, target: TargetSpec) -> list[float]:
-    """One row: knobs, their relation to the analytic choice's, the prediction, the operator."""
+def features(task: Task, candidate: Candidate, prior: float) -> list[float]:
+    """One row: the prediction, knobs, their relation to the analytic choice's, the operator."""
     knobs = dataclasses.asdict(candidate.knobs)
     base = dataclasses.asdict(task.baseline.knobs)
-    row = [prior(task, candidate, target)]
+    row = [prior]  # at _PRIOR
     for name, value in knobs.items():
         number = _number(value)
         row += [number, number - _number(base.get(name, value))]

@@ -6,6 +6,7 @@ import dataclasses
 import json
 from collections import Counter
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from tvm_mobilenet.compiler_pass.fuse_separable import fuse_separable
@@ -26,7 +27,7 @@ class Candidate:
     rule: Rule
     knobs: Any
 
-    @property
+    @cached_property
     def key(self) -> str:
         """Stable text: equal candidates have equal keys, in every process."""
         return candidate_key(self.rule.name, dataclasses.asdict(self.knobs))
@@ -41,7 +42,7 @@ class Task:
     baseline: Candidate  # the analytic choice
     space: tuple[Candidate, ...]  # everything worth measuring, the baseline not included
 
-    @property
+    @cached_property
     def operator(self) -> str:
         """The specification's JSON."""
         return to_json(self.spec)
