@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,15 +18,57 @@ from tvm_mobilenet.toml_file import TomlFile, read_toml
 if TYPE_CHECKING:
     import tvm
 
-__all__ = ["TargetSpec", "detect", "load", "names"]
+__all__ = ["GpuSpec", "TargetSpec", "detect", "load", "names"]
 
 _DIRECTORY = Path(__file__).parent
 NATIVE = "native"
+ARCH = r"sm_\d{2,3}[af]?"  # NVIDIA's names of GPU architectures
+
+
+@dataclasses.dataclass(frozen=True)
+class GpuSpec:
+    """An NVIDIA GPU: the `[gpu]` table of a device's TOML file.
+
+    Limits are those of the compute capability (CUDA C++ Programming Guide, "Technical
+    Specifications per Compute Capability"); the rest is one product's data sheet, named in the
+    device's description. Rates count what one SM starts in a clock; tensor cores with float32
+    sums and no sparsity, 0 where there are none.
+    """
+
+    arch: str  # "sm_90": what NVRTC's --gpu-architecture takes
+    sms: int  # streaming multiprocessors
+    clock_mhz: int  # the highest
+    bandwidth_gb_s: int  # of the GPU's memory, in 10^9 bytes a second
+    l2_kib: int
+    shared_kib_per_sm: int
+    shared_kib_per_block: int  # opt-in, dynamic; static shared memory stops at 48 KiB
+    threads_per_sm: int
+    threads_per_block: int
+    blocks_per_sm: int
+    registers_per_sm: int  # of 32 bits
+    registers_per_thread: int
+    fp32_fma: int  # float32 multiply-adds
+    tf32_fma: int  # the same by tensor cores on tf32 inputs
+    f16_fma: int  # the same by tensor cores on float16 inputs
+
+    STATIC_SHARED_KIB = 48  # of a block without opting in, on every architecture
+
+    @property
+    def capability(self) -> int:
+        """The compute capability times ten: 90 for sm_90."""
+        return int(re.sub(r"\D", "", self.arch))
+
+    def peak_gflops(self, precision: str) -> float:
+        """10^9 FLOPs a second at the highest clock in "float32", "tf32" or "float16"."""
+        rates = {"float32": self.fp32_fma, "tf32": self.tf32_fma, "float16": self.f16_fma}
+        return 2 * rates[precision] * self.sms * self.clock_mhz / 1e3
 
 
 @dataclasses.dataclass(frozen=True)
 class TargetSpec:
     """One device. Every field but `source` is a key of its TOML file.
+
+    With `gpu` the networks run there and the other fields describe the host.
 
     Cache sizes are what one core can use, its own or shared (`l3_kib` 0: there is none).
     `vector_bits` is the widest float vector that code for this target may use,
@@ -38,7 +81,7 @@ class TargetSpec:
 
     name: str
     description: str
-    kind: str  # "llvm"
+    kind: str  # "llvm", or "cuda" with gpu
     mtriple: str
     mcpu: str
     mattr: tuple[str, ...]
@@ -57,6 +100,7 @@ class TargetSpec:
     affinity: tuple[int, ...] = ()
     qemu_cpu: str = ""  # what QEMU's -cpu takes: no instruction beyond this core's; "": none
     mca_cpu: str = ""  # llvm-mca's nearest model of the core; "": its own, mcpu
+    gpu: GpuSpec | None = None
 
     @property
     def lanes(self) -> int:
@@ -66,13 +110,28 @@ class TargetSpec:
     def tvm_target(self) -> tvm.target.Target:
         """This device as TVM's target; InputError when LLVM does not know the CPU's name."""
         import tvm
+
+        if self.gpu is None:
+            return self.host_target()
+        gpu = {
+            "kind": "cuda",
+            "arch": self.gpu.arch,
+            "max_shared_memory_per_block": self.gpu.STATIC_SHARED_KIB * 1024,
+            "max_threads_per_block": self.gpu.threads_per_block,
+            "registers_per_block": self.gpu.registers_per_sm,
+        }
+        return tvm.target.Target(gpu, host=self.host_target())
+
+    def host_target(self) -> tvm.target.Target:
+        """The CPU alone as TVM's target; InputError when LLVM does not know its name."""
+        import tvm
         from tvm.target import codegen
 
         if not codegen.llvm_is_valid_cpu(self.mcpu, self.mtriple):
             raise InputError(
                 f"{self.source}: mcpu: LLVM has no CPU '{self.mcpu}' for {self.mtriple}"
             )
-        core = {"kind": self.kind, "mtriple": self.mtriple, "mcpu": self.mcpu}
+        core = {"kind": "llvm", "mtriple": self.mtriple, "mcpu": self.mcpu}
         if self.mtriple.endswith("hf"):  # floats are passed in NEON registers
             core["mfloat-abi"] = "hard"
         if not self.mtriple.startswith(("x86_64", "i686")) and self.mcpu != "generic":
@@ -85,13 +144,16 @@ class TargetSpec:
 
     def to_toml(self) -> str:
         """The text of this device's TOML file."""
-        lines = []
-        for key in _KEYS:
-            lines.append(f"{key} = {_toml(getattr(self, key))}\n")
+        lines = [f"{key} = {_toml(getattr(self, key))}\n" for key in _KEYS]
+        if self.gpu is not None:
+            lines.append(f"\n[{_GPU}]\n")
+            lines += [f"{key} = {_toml(getattr(self.gpu, key))}\n" for key in _GPU_KEYS]
         return "".join(lines)
 
 
-_KEYS = {f.name: f.type for f in dataclasses.fields(TargetSpec) if f.name != "source"}
+_GPU = "gpu"  # the only table of a device's file
+_KEYS = {f.name: f.type for f in dataclasses.fields(TargetSpec) if f.name not in ("source", _GPU)}
+_GPU_KEYS = {f.name: f.type for f in dataclasses.fields(GpuSpec)}
 _DEFAULTS = {
     f.name: f.default
     for f in dataclasses.fields(TargetSpec)
@@ -146,37 +208,74 @@ def _toml(value: Any) -> str:
 
 
 def _from_toml(file: TomlFile) -> TargetSpec:
-    for key in file.table:
-        if key not in _KEYS:
-            near = difflib.get_close_matches(key, _KEYS, n=1)
-            raise file.error(key, f"unknown key{f'; did you mean {near[0]}?' if near else ''}")
-    values = {key: _value(file, key, annotation) for key, annotation in _KEYS.items()}
-    spec = TargetSpec(**values, source=str(file.path))
+    _refuse_unknown(file, file.table, [*_KEYS, _GPU], "")
+    values = {key: _value(file, file.table, key, kind) for key, kind in _KEYS.items()}
+    spec = TargetSpec(**values, gpu=_gpu(file), source=str(file.path))
     _check(file, spec)
     return spec
 
 
-def _value(file: TomlFile, key: str, annotation: Any) -> Any:
-    if key not in file.table:
+def _gpu(file: TomlFile) -> GpuSpec | None:
+    table = file.table.get(_GPU)
+    if table is None:
+        return None
+    if not isinstance(table, dict):
+        raise file.error(_GPU, f"must be a table, not {table!r}")
+    _refuse_unknown(file, table, list(_GPU_KEYS), _GPU)
+    gpu = GpuSpec(**{k: _value(file, table, k, kind, _GPU) for k, kind in _GPU_KEYS.items()})
+    _check_gpu(file, gpu)
+    return gpu
+
+
+def _refuse_unknown(
+    file: TomlFile, table: Mapping[str, Any], known: Sequence[str], name: str
+) -> None:
+    for key in table:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise file.error(key, f"unknown key{hint}", name)
+
+
+def _value(
+    file: TomlFile, table: Mapping[str, Any], key: str, annotation: Any, name: str = ""
+) -> Any:
+    if key not in table:
         if key in _DEFAULTS:
             return _DEFAULTS[key]
-        raise file.error(key, "this key is missing")
-    value = file.table[key]
+        raise file.error(key, "this key is missing", name)
+    value = table[key]
     if annotation.startswith("tuple") and isinstance(value, list):
         kind = str if "str" in annotation else int
         if all(type(item) is kind for item in value):
             return tuple(value)
     elif type(value).__name__ == annotation:
         return value
-    raise file.error(key, f"must be {_WANTED[annotation]}, not {value!r}")
+    raise file.error(key, f"must be {_WANTED[annotation]}, not {value!r}", name)
+
+
+def _check_gpu(file: TomlFile, gpu: GpuSpec) -> None:
+    """Refuse values that no GPU has."""
+    if not re.fullmatch(ARCH, gpu.arch):
+        raise file.error("arch", f"must be like sm_90, not '{gpu.arch}'", _GPU)
+    for key in _GPU_KEYS.keys() - {"arch"}:
+        least = 0 if key in ("tf32_fma", "f16_fma") else 1
+        if getattr(gpu, key) < least:
+            raise file.error(key, f"must be at least {least}", _GPU)
+    if gpu.shared_kib_per_block > gpu.shared_kib_per_sm:
+        raise file.error("shared_kib_per_block", "must be at most shared_kib_per_sm", _GPU)
+    if gpu.threads_per_block > gpu.threads_per_sm:
+        raise file.error("threads_per_block", "must be at most threads_per_sm", _GPU)
 
 
 def _check(file: TomlFile, spec: TargetSpec) -> None:
     """Refuse values that no device has."""
     if not re.fullmatch(r"[a-z0-9][a-z0-9._-]*", spec.name):
         raise file.error("name", "must be lower-case letters, digits and . _ -")
-    if spec.kind != "llvm":
-        raise file.error("kind", f"'{spec.kind}' is not a kind of target; use 'llvm'")
+    if spec.kind not in ("llvm", "cuda"):
+        raise file.error("kind", f"'{spec.kind}' is not a kind of target; use 'llvm' or 'cuda'")
+    if (spec.kind == "cuda") != (spec.gpu is not None):
+        raise file.error("kind", "'cuda' and a [gpu] table go together")
     for attribute in spec.mattr:
         if not re.fullmatch(r"[+-][a-z0-9._-]+", attribute):
             raise file.error("mattr", f"'{attribute}' must be +feature or -feature")

@@ -81,7 +81,9 @@ def choose_core(
     vector = _vector_features(present)
     architecture = triple.split("-")[0]
     shipped = {
-        spec.mcpu: spec for spec in map(load, names()) if spec.mtriple.startswith(architecture)
+        spec.mcpu: spec
+        for spec in map(load, names())
+        if spec.gpu is None and spec.mtriple.startswith(architecture)
     }
     mcpu = named
     if not vector <= _llvm_features(named, triple):

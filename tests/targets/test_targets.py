@@ -14,18 +14,19 @@ from tvm_mobilenet.targets import TargetSpec, load
 
 GOOD = load("x86-64-v3").to_toml()
 ARM = [name for name in targets.names() if not load(name).mtriple.startswith("x86")]
+GPUS = [name for name in targets.names() if load(name).gpu]
 
 
 def llvm_features(spec: TargetSpec) -> set[str]:
     from tvm.target import codegen
 
-    return {str(name) for name in codegen.llvm_get_cpu_features(spec.tvm_target())}
+    return {str(name) for name in codegen.llvm_get_cpu_features(spec.host_target())}
 
 
 @pytest.mark.parametrize("name", targets.names())
 def test_every_device_agrees_with_llvm(name: str) -> None:
     spec = load(name)
-    target = spec.tvm_target()
+    target = spec.host_target()
     assert (spec.name, Path(spec.source).name) == (name, f"{name}.toml")
     assert (str(target.kind), target.attrs["mcpu"]) == ("llvm", spec.mcpu)
     assert int(target.attrs["num-cores"]) == spec.cores
@@ -52,12 +53,63 @@ def test_caches_are_whole_and_grow_outwards(name: str) -> None:
     assert spec.l2_kib < spec.l3_kib or (spec.l3_kib == 0 and name in ARM)
 
 
-@pytest.mark.parametrize("name", ARM)
+@pytest.mark.parametrize("name", [name for name in ARM if name not in GPUS])
 def test_arm_devices_say_what_a_tuner_and_an_emulator_need(name: str) -> None:
     spec = load(name)
     assert spec.issue_width >= 2 and spec.qemu_cpu and spec.mca_cpu
     assert spec.in_order == (spec.mcpu in ("cortex-a7", "cortex-a53", "cortex-a55"))
     assert not llvm_features(spec) & set(spec.lacks)
+
+
+@pytest.mark.parametrize("name", GPUS)
+def test_gpu_devices_agree_with_tvm_and_nvidia(name: str) -> None:
+    spec = load(name)
+    gpu, target = spec.gpu, spec.tvm_target()
+    assert (spec.kind, str(target.kind), str(target.host.kind)) == ("cuda", "cuda", "llvm")
+    assert target.attrs["arch"] == gpu.arch
+    assert name in (f"cuda-sm{gpu.capability}", "jetson-orin")
+    # From the Ampere generation on, the driver keeps 1 KiB of shared memory for itself per block.
+    assert gpu.shared_kib_per_sm - gpu.shared_kib_per_block == (0 if gpu.capability == 75 else 1)
+    assert gpu.threads_per_sm // gpu.blocks_per_sm in (64, 96)
+    assert (gpu.tf32_fma == 0) == (gpu.capability < 80)
+    assert gpu.f16_fma in (2 * gpu.tf32_fma, 512)
+
+
+@pytest.mark.parametrize(
+    ("name", "precision", "tflops"),
+    [  # dense figures of NVIDIA's data sheets
+        ("cuda-sm75", "float16", 65),
+        ("cuda-sm80", "float32", 19.5),
+        ("cuda-sm80", "tf32", 156),
+        ("cuda-sm86", "float32", 35.6),
+        ("cuda-sm89", "float16", 165.2),
+        ("cuda-sm90", "float32", 67),
+        ("cuda-sm120", "float16", 209.5),
+        ("jetson-orin", "float32", 5.3),
+    ],
+)
+def test_gpu_peaks_are_those_of_the_data_sheets(name, precision, tflops) -> None:
+    assert load(name).gpu.peak_gflops(precision) / 1e3 == pytest.approx(tflops, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "complaint"),
+    [
+        ('arch = "sm_90"', 'arch = "90"', r":23: arch: must be like sm_90, not '90'"),
+        ("sms = 132", "sms = 0", r":24: sms: must be at least 1"),
+        ("sms = 132", "", r": sms: this key is missing"),
+        ("sms = 132", "sms = 132\nsmss = 1", r":25: smss: unknown key; did you mean sms\?"),
+        ("shared_kib_per_block = 227", "shared_kib_per_block = 300", r":29: .* at most shared_kib"),
+        ('kind = "cuda"', 'kind = "llvm"', r":3: kind: 'cuda' and a \[gpu\] table go together"),
+    ],
+)
+def test_bad_gpu_table_says_file_line_and_key(tmp_path: Path, old, new, complaint) -> None:
+    text = load("cuda-sm90").to_toml()
+    assert old in text
+    file = tmp_path / "device.toml"
+    file.write_text(text.replace(old, new, 1))
+    with pytest.raises(InputError, match=rf"^{file}{complaint}"):
+        load(str(file))
 
 
 @pytest.mark.parametrize(("name", "feature"), [("rpi4", "dotprod"), ("rpi3", "fullfp16")])

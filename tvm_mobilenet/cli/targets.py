@@ -79,9 +79,22 @@ def _print_all(*, as_json: bool) -> None:
         emit_json("targets", {"targets": specs})
         return
     rows = [
-        (s.name, s.mcpu, s.cores, s.vector_bits, s.fma_units, s.l1d_kib, s.l2_kib, s.description)
+        (
+            s.name,
+            _processor(s),
+            s.cores,
+            s.vector_bits,
+            s.fma_units,
+            s.l1d_kib,
+            s.l2_kib,
+            s.description,
+        )
         for s in specs
     ]
     header = ("NAME", "CPU", "CORES", "VECTOR", "FMA", "L1D KiB", "L2 KiB", "DESCRIPTION")
     print_table(header, rows)
     sys.stdout.write("\nnative is this machine: 'tvm-mobilenet targets detect' describes it\n")
+
+
+def _processor(spec: targets.TargetSpec) -> str:
+    return f"{spec.gpu.arch}, host {spec.mcpu}" if spec.gpu else spec.mcpu

@@ -76,6 +76,6 @@ def cpu_features(target: TargetSpec) -> tuple[str, ...]:
     """Linux's names of the CPU features that code for this target may use, as LLVM knows it."""
     from tvm.target import codegen
 
-    present = {str(name) for name in codegen.llvm_get_cpu_features(target.tvm_target())}
+    present = {str(name) for name in codegen.llvm_get_cpu_features(target.host_target())}
     names = host.feature_names(host.architecture(target.mtriple))
     return tuple(sorted(linux for llvm, linux in names.items() if llvm in present))
