@@ -16,7 +16,7 @@ demo: setup ## MobileNetV1 from PyTorch to a verified bundle on this machine, wi
 
 test: lint ## lint, types and every test
 	@echo "== tests"
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 lint: setup ## ruff and mypy
 	@echo "== ruff"
