@@ -2,71 +2,45 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tvm_mobilenet import api
 from tvm_mobilenet.cli import main
-from tvm_mobilenet.errors import NothingMeasuredError
-from tvm_mobilenet.profiling import html
+from tvm_mobilenet.errors import InputError, NothingMeasuredError
+from tvm_mobilenet.profiling import html, machine
 from tvm_mobilenet.profiling import report as report_module
-from tvm_mobilenet.profiling.bench import BenchReport, Cell, Measurement
-from tvm_mobilenet.profiling.contest import LeftOut
+from tvm_mobilenet.profiling.bench import Cell, Measurement
+from tvm_mobilenet.profiling.compare import Timed
 from tvm_mobilenet.profiling.machine import Disturbance
-from tvm_mobilenet.profiling.report import Block, Report, pareto_front, report, summarise
+from tvm_mobilenet.profiling.report import Network, Report, network_of, pareto_front, report, sizes
+from tvm_mobilenet.profiling.separable import Block, by_block, pair_blocks
 from tvm_mobilenet.profiling.statistics import Spread
 
-
-def _cell(model: str, ms: float | None, alpha: float = 1.0, resolution: int = 224) -> Cell:
-    measurements = ()
-    if ms is not None:
-        measurements = (
-            Measurement(
-                *("tvm-mobilenet", "0.1", "float32", 48, Spread(ms, ms - 0.1, ms + 0.1), (ms,)),
-                *(None, 100.0, 0.8, 1e-6, 0.1, 65.0, 70.0, 30.0, 16.0, 0),
-            ),
-        )
-    left = () if ms is not None else (LeftOut("tvm-mobilenet", "failed", "no luck"),)
-    return Cell(
-        model=f"{model} {alpha}/{resolution}",
-        alpha=alpha,
-        resolution=resolution,
-        batch=1,
-        threads=1,
-        cpus=(0,),
-        mult_adds=int(500e6 * alpha),
-        peak_gflops=120.0,
-        best_peer=None,
-        measurements=measurements,
-        left_out=left,
-        order=(),
-        disturbance=Disturbance(0.0, None, None),
-        notes=("busy",),
-    )
+BLOCKS = (Block("block 1", 900, 100, 45.0, 9.0), Block("block 2", 900, 100, 45.0, 6.0))
 
 
-class _Cost:
-    parameters = 4_000_000
-
-
-@pytest.fixture(autouse=True)
-def _cost_without_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(api, "cost", lambda model, **size: _Cost())
+def _network(model: str, ms: float, alpha: float = 1.0, resolution: int = 224) -> Network:
+    times = (ms, ms - 0.1, ms + 0.1)
+    work = (int(500e6 * alpha), 4_000_000)
+    return Network(model, alpha, resolution, *work, *times, 0.8, 16.0, None, ("busy",))
 
 
 @pytest.fixture
 def made_up() -> Report:
-    cells = [
-        _cell("mobilenet_v1", 10.0),
-        _cell("mobilenet_v1_shallow", 12.0),  # slower and less accurate: off the front
-        _cell("mobilenet_v1", 2.0, 0.25, 128),  # the paper does not give its accuracy
-        _cell("mobilenet_v2", 9.0),
-        _cell("mobilenet_v3_large", None),
-    ]
-    blocks = (Block("block 1", 900, 100, 45.0, 9.0), Block("block 2", 900, 100, 45.0, 6.0))
-    return summarise(cells, blocks, target="native", threads=1, runs=50)
+    networks = (
+        _network("mobilenet_v1", 10.0),
+        _network("mobilenet_v1_shallow", 12.0),  # slower and less accurate: off the front
+        _network("mobilenet_v1", 2.0, 0.25, 128),  # the paper does not give its accuracy
+        _network("mobilenet_v2", 9.0),
+    )
+    return Report("A Processor", "native", 1, 50, networks, BLOCKS, ("v3: no luck",))
 
 
 def test_rows_have_the_derived_figures(made_up: Report) -> None:
@@ -75,8 +49,8 @@ def test_rows_have_the_derived_figures(made_up: Report) -> None:
     v1 = rows["mobilenet_v1 1/224"]
     assert v1["us_per_million_mult_adds"] == pytest.approx(20.0)
     assert v1["images_per_s"] == pytest.approx(100.0)
-    assert (v1["accuracy"], v1["library_mib"], v1["memory_mib"]) == (70.6, 16.0, 30.0)
-    assert made_up.notes == ("busy", "mobilenet_v3_large 1.0/224: no luck")
+    assert (v1["accuracy"], v1["library_mib"], v1["memory_mib"]) == (70.6, 16.0, None)
+    assert made_up.notes[:2] == ("v3: no luck", "mobilenet_v1 1/224: busy")
 
 
 def test_the_front_is_of_known_accuracy(made_up: Report) -> None:
@@ -96,31 +70,133 @@ def test_separable_convolutions_are_counted_whole(made_up: Report) -> None:
     )
 
 
-def test_nothing_timed_is_an_error() -> None:
-    with pytest.raises(NothingMeasuredError):
-        summarise([_cell("mobilenet_v1", None)], target="native", threads=1, runs=1)
+def test_blocks_are_found_by_name_and_their_parts_joined() -> None:
+    def side(*operators: tuple[str, int, float]) -> dict[str, tuple[int, float]]:
+        described = [{"name": name, "mult_adds": work} for name, work, _ in operators]
+        times = [np.full((2, 3), 1000 * us) for *_, us in operators]
+        return by_block(described, Timed("", described, times, times[0]))
+
+    conv = side(("stem.0/Conv", 5, 1.0), ("blocks.0.0/Conv", 90, 45.0), ("blocks.1.0/Conv", 1, 1.0))
+    split = side(("blocks.0.depthwise.0/Conv", 4, 2.0), ("blocks.0.pointwise.0/Conv", 6, 7.0))
+    assert pair_blocks(conv, split) == [Block("block 1", 90, 10, 45.0, 9.0)]
+
+
+def test_a_bench_cell_becomes_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    @dataclasses.dataclass
+    class Cost:
+        parameters: int = 4_000_000
+
+    monkeypatch.setattr(api, "cost", lambda model, **size: Cost())
+    ours = Measurement(
+        *("tvm-mobilenet", "0.1", "float32", 48, Spread(10.0, 9.9, 10.1), (10.0,)),
+        *(None, 100.0, 0.8, 1e-6, 0.1, 65.0, 70.0, 30.0, 16.0, 0),
+    )
+    about = ("mobilenet_v1 1.0/224", 1.0, 224, 1, 1, (0,), 500_000_000, 120.0, None)
+    cell = Cell(*about, (ours,), (), (), Disturbance(0.0, None, None), ("busy",))
+    assert network_of("mobilenet_v1", cell) == dataclasses.replace(
+        _network("mobilenet_v1", 10.0), memory_mib=30.0
+    )
+
+
+class _Bench:
+    """Stands for building and timing: counts what is asked for, fails where it is told to."""
+
+    def __init__(self, *failing: str) -> None:
+        self.asked: list[tuple[str, float, int]] = []
+        self.failing = failing
+        self.blocks = 0
+
+    def network(self, model: str, alpha: float, resolution: int, **options: Any) -> Network:
+        self.asked.append((model, alpha, resolution))
+        if model in self.failing:
+            raise NothingMeasuredError("no luck")
+        return _network(model, 1.0 + len(self.asked), alpha, resolution)
+
+    def compare(self, **options: Any) -> Sequence[Block]:
+        self.blocks += 1
+        return BLOCKS
+
+
+def _measuring(monkeypatch: pytest.MonkeyPatch, bench: _Bench) -> _Bench:
+    monkeypatch.setattr(report_module, "measure_network", bench.network)
+    monkeypatch.setattr(report_module, "measure_blocks", bench.compare)
+    return bench
 
 
 @pytest.mark.parametrize(("quick", "networks"), [(True, 4), (False, 16 + 5)])
 def test_what_is_measured(monkeypatch: pytest.MonkeyPatch, quick: bool, networks: int) -> None:
-    asked: list[tuple[str, float, int]] = []
+    bench = _measuring(monkeypatch, _Bench())
+    said: list[str] = []
+    found = report(quick=quick, progress=said.append)
+    assert bench.asked == sizes(quick)
+    assert len(set(bench.asked)) == len(found.networks) == networks
+    assert found.blocks == BLOCKS and bench.blocks == 1
+    assert said[0].startswith(f"1 of {networks}, mobilenet_v1 1/224") and "min to go" in said[2]
 
-    def bench(models: list[str], **options: Any) -> Any:
-        from tvm_mobilenet.profiling.subject import subjects
 
-        size = {"alpha": options.get("alpha", 1.0), "resolution": options.get("resolution", 224)}
-        grid = options.get("grid", False)
-        found = subjects(models, classes=1000, weights=None, batches=(1,), grid=grid, **size)
-        asked.extend((str(s.model), s.alpha, s.resolution) for s in found)
+def test_an_interrupted_report_goes_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    kept = tmp_path / "kept.json"
+    bench = _measuring(monkeypatch, _Bench())
 
-        cells = [_cell(str(s.model), 1.0, s.alpha, s.resolution) for s in found]
-        return BenchReport("A Processor", 50, tuple(cells), ())
+    def interrupted(*size: Any, **options: Any) -> Network:
+        if len(bench.asked) == 2:
+            raise KeyboardInterrupt
+        return bench.network(*size, **options)
 
-    monkeypatch.setattr("tvm_mobilenet.profiling.bench.bench", bench)
-    monkeypatch.setattr(report_module, "_blocks", lambda *arguments: [])
-    found = report(quick=quick)
-    assert len(asked) == len(set(asked)) == len(found.networks) == networks
-    assert found.separable() is None
+    monkeypatch.setattr(report_module, "measure_network", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        report(quick=True, keep=kept)
+    assert len(json.loads(kept.read_text())["networks"]) == 2
+
+    _measuring(monkeypatch, bench)
+    found = report(quick=True, keep=kept)
+    assert bench.asked == sizes(quick=True), "nothing twice"
+    assert report(quick=True, keep=kept) == found and len(bench.asked) == 4 and bench.blocks == 1
+    assert found.networks[0].notes == ("busy",)
+    assert list(tmp_path.iterdir()) == [kept]
+
+
+def test_what_fails_is_left_out_and_tried_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    kept = tmp_path / "kept.json"
+    _measuring(monkeypatch, _Bench("mobilenet_v1_shallow"))
+    found = report(quick=True, keep=kept)
+    assert len(found.networks) == 3
+    assert found.notes[0] == "mobilenet_v1_shallow 1/224: no luck"
+
+    bench = _measuring(monkeypatch, _Bench())
+    assert len(report(quick=True, keep=kept).networks) == 4
+    assert bench.asked == [("mobilenet_v1_shallow", 1.0, 224)]
+
+
+def test_the_first_failure_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = _measuring(monkeypatch, _Bench("mobilenet_v1"))
+    with pytest.raises(NothingMeasuredError, match="no luck"):
+        report()
+    assert len(bench.asked) == 1
+
+
+@pytest.mark.parametrize("text", ["", "{}", '{"schema_version": 1, "kind": "profile"}', "[1]"])
+def test_a_file_of_something_else_is_left_as_it_is(tmp_path: Path, text: str) -> None:
+    other = tmp_path / "other.json"
+    other.write_text(text)
+    with pytest.raises(InputError, match=r"other\.json: is no report"):
+        report(keep=other)
+    assert other.read_text() == text
+
+
+def test_measurements_of_another_kind_are_not_mixed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    kept = tmp_path / "kept.json"
+    _measuring(monkeypatch, _Bench())
+    report(quick=True, keep=kept)
+    with pytest.raises(InputError, match="was measured with threads 1, not 2"):
+        report(quick=True, keep=kept, threads=2)
+    monkeypatch.setattr(machine, "cpu_name", lambda: "Another")
+    with pytest.raises(InputError, match=r"was measured with cpu .*, not Another"):
+        report(quick=True, keep=kept)
 
 
 def test_the_command_prints_tables_or_json(

@@ -27,7 +27,7 @@ HELP = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """report [--quick] [--threads N] [--runs N] [--html FILE] [--json]"""
+    """report [--quick] [--threads N] [--runs N] [--keep FILE] [--html FILE] [--json]"""
     parser.add_argument("--quick", action="store_true", help="four networks instead of 21")
     parser.add_argument(
         "--threads", type=positive_int, metavar="N", default=1, help="default: %(default)s"
@@ -36,6 +36,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--runs", type=positive_int, default=50, help="timed runs, at least (default: %(default)s)"
     )
     parser.add_argument("--html", type=Path, metavar="FILE", help="one page with charts")
+    parser.add_argument(
+        "--keep",
+        type=Path,
+        metavar="FILE",
+        help="the same JSON as --json, written after every network; again with the same FILE "
+        "measures only what is missing",
+    )
     add_target_argument(parser)
     add_json(parser)
 
@@ -48,11 +55,14 @@ def run(args: argparse.Namespace) -> int:
     if args.html:
         html.check()
         exports.check_writable(args.html, "--html")
+    if args.keep:
+        exports.check_writable(args.keep, "--keep")
     found = report(
         threads=args.threads,
         target=args.target,
         runs=args.runs,
         quick=args.quick,
+        keep=args.keep,
         progress=args.console.info,
     )
     if args.html:

@@ -120,7 +120,7 @@ def compare(
     elif any(path.is_file() for path in paths):
         raise InputError(f"{a} and {b}: compare two bundles, or two JSON files of 'profile --json'")
     else:
-        sides, notes = _in_turns(paths, threads, runs, on_run or (lambda done, total: None)), ()
+        sides, notes = run_in_turns(paths, threads, runs, on_run), ()
     return compare_timed(sides[0], sides[1], notes)
 
 
@@ -149,10 +149,16 @@ def compare_timed(a: Timed, b: Timed, notes: Sequence[str] = ()) -> Comparison:
     )
 
 
-def _in_turns(
-    paths: Sequence[Path], threads: int | None, runs: int, on_run: Callable[[int, int], None]
+def run_in_turns(
+    paths: Sequence[Path],
+    threads: int | None,
+    runs: int,
+    on_run: Callable[[int, int], None] | None = None,
 ) -> list[Timed]:
-    """Run both bundles in turns: in every round one block each, who begins takes turns."""
+    """Run two bundles in turns: in every round one block each, who begins takes turns.
+
+    Raises InputError for bundles that cannot be used or run on different numbers of threads.
+    """
     import numpy as np
 
     from tvm_mobilenet.runtime import Bundle
@@ -175,7 +181,8 @@ def _in_turns(
             whole, rows = runners[side].alternate(block, lambda done, total: None)
             plain[side].append(whole)
             timed[side].append(np.diff(rows, axis=1)[:, 1:-1])
-        on_run(done + 1, ROUNDS)
+        if on_run:
+            on_run(done + 1, ROUNDS)
     return [
         _timed(str(path), bundle.manifest["operators"], np.array(rows), np.array(whole))
         for path, bundle, rows, whole in zip(paths, bundles, timed, plain, strict=True)

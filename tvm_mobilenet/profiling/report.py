@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import tempfile
+import json
+import os
+import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tvm_mobilenet.errors import NothingMeasuredError
+from tvm_mobilenet.errors import InputError, NothingMeasuredError, ParityError
+from tvm_mobilenet.profiling.separable import CONV, RUNS, V1, Block, measure_blocks, total
 
 if TYPE_CHECKING:
     from tvm_mobilenet.profiling.bench import Cell
-    from tvm_mobilenet.profiling.profile import Profile
 
-V1, CONV, SHALLOW = "mobilenet_v1", "mobilenet_v1_conv", "mobilenet_v1_shallow"
+SHALLOW = "mobilenet_v1_shallow"
+SCHEMA_VERSION = 1  # of a kept report
 OTHERS = (CONV, SHALLOW, "mobilenet_v2", "mobilenet_v3_small", "mobilenet_v3_large")
-RUNS = 50
-# ImageNet top-1 in percent by (model, alpha, resolution), of the papers alone: V1's tables 4 to 7
+# ImageNet top-1 in percent by (model, alpha, resolution), of the papers alone: V1's tables 4 to 9
 # (arXiv 1704.04861), V2's table 4 (1801.04381), V3's table 3 (1905.02244).
 PAPER_ACCURACY: Mapping[tuple[str, float, int], float] = {
     (V1, 1.0, 224): 70.6,
@@ -27,6 +29,7 @@ PAPER_ACCURACY: Mapping[tuple[str, float, int], float] = {
     (V1, 1.0, 192): 69.1,
     (V1, 1.0, 160): 67.2,
     (V1, 1.0, 128): 64.4,
+    (V1, 0.5, 160): 60.2,
     (CONV, 1.0, 224): 71.7,
     (SHALLOW, 1.0, 224): 65.3,
     ("mobilenet_v2", 1.0, 224): 72.0,
@@ -39,10 +42,10 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Network:
-    """One network on this machine; times of one inference at batch 1.
+    """One network as measured here; times of one inference at batch 1.
 
     `memory_mib` is what loading and running it adds to a process, None where the system does not
-    tell; `accuracy` ImageNet top-1 in percent from its paper, None where that does not give it.
+    tell; `share_of_peak` its Mult-Adds a second over those of the FMA peak.
     """
 
     model: str
@@ -56,65 +59,35 @@ class Network:
     share_of_peak: float | None
     library_mib: float
     memory_mib: float | None
-    accuracy: float | None
-    on_front: bool  # no other network of known accuracy is both faster and at least as accurate
+    notes: tuple[str, ...] = ()  # what was not as it should be while it was timed
 
     @property
     def label(self) -> str:
         """The name as in tables."""
-        return f"{self.model} {self.alpha:g}/{self.resolution}"
+        return _label(self.model, self.alpha, self.resolution)
 
-    def row(self) -> dict[str, Any]:
+    @property
+    def accuracy(self) -> float | None:
+        """ImageNet top-1 in percent from the network's paper, None where that does not give it."""
+        return PAPER_ACCURACY.get((self.model, self.alpha, self.resolution))
+
+    def row(self, *, on_front: bool) -> dict[str, Any]:
         """Flat, with the derived figures: time per Mult-Add and throughput."""
+        measured = {field.name: getattr(self, field.name) for field in fields(self)}
         return {
             "network": self.label,
-            "model": self.model,
-            "alpha": self.alpha,
-            "resolution": self.resolution,
-            "mult_adds": self.mult_adds,
-            "parameters": self.parameters,
-            "ms": self.ms,
-            "p10_ms": self.p10_ms,
-            "p90_ms": self.p90_ms,
+            **measured,
+            "notes": list(self.notes),
             "us_per_million_mult_adds": 1e3 * self.ms / (self.mult_adds / 1e6),
             "images_per_s": 1e3 / self.ms,
-            "share_of_peak": self.share_of_peak,
-            "library_mib": self.library_mib,
-            "memory_mib": self.memory_mib,
             "accuracy": self.accuracy,
-            "on_front": self.on_front,
-        }
-
-
-@dataclass(frozen=True)
-class Block:
-    """One block of MobileNetV1 as a full convolution and as depthwise + pointwise."""
-
-    name: str
-    conv_mult_adds: int
-    separable_mult_adds: int
-    conv_us: float
-    separable_us: float
-
-    def row(self) -> dict[str, Any]:
-        """Flat; `kept` is the part of the saved work that became saved time, as a ratio."""
-        work = self.conv_mult_adds / self.separable_mult_adds
-        time = self.conv_us / self.separable_us
-        return {
-            "block": self.name,
-            "conv_mult_adds": self.conv_mult_adds,
-            "separable_mult_adds": self.separable_mult_adds,
-            "conv_us": self.conv_us,
-            "separable_us": self.separable_us,
-            "fewer_mult_adds": work,
-            "less_time": time,
-            "kept": time / work,
+            "on_front": on_front,
         }
 
 
 @dataclass(frozen=True)
 class Report:
-    """Everything measured; `blocks` is empty when the two networks for it were left out."""
+    """Everything measured; `blocks` is empty when the two networks for it could not be compared."""
 
     cpu: str
     target: str
@@ -122,15 +95,30 @@ class Report:
     runs: int
     networks: tuple[Network, ...]
     blocks: tuple[Block, ...]
-    notes: tuple[str, ...]
+    failures: tuple[str, ...] = ()  # networks that could not be measured, and why
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What to bear in mind when reading the figures."""
+        disturbed = [
+            f"{network.label}: {note}" for network in self.networks for note in network.notes
+        ]
+        return (*self.failures, *disturbed)
 
     def rows(self) -> list[dict[str, Any]]:
-        """One flat row a network, the one with the fewest Mult-Adds first."""
+        """One flat row a network, the one with the fewest Mult-Adds first.
+
+        `on_front`: no other network of known accuracy is both as fast and as accurate.
+        """
+        known = [(n.ms, n.accuracy) for n in self.networks if n.accuracy is not None]
+        front = pareto_front(known)
         ordered = sorted(self.networks, key=lambda network: network.mult_adds)
-        return [network.row() for network in ordered]
+        return [
+            network.row(on_front=(network.ms, network.accuracy) in front) for network in ordered
+        ]
 
     def document(self) -> dict[str, Any]:
-        """Everything as JSON values."""
+        """Everything as JSON values; `report(keep=...)` reads it back."""
         return {
             "cpu": self.cpu,
             "target": self.target,
@@ -146,14 +134,18 @@ class Report:
         """All blocks together: how much less work, how much less time, and the quotient."""
         if not self.blocks:
             return None
-        total = Block(
-            "all",
-            sum(block.conv_mult_adds for block in self.blocks),
-            sum(block.separable_mult_adds for block in self.blocks),
-            sum(block.conv_us for block in self.blocks),
-            sum(block.separable_us for block in self.blocks),
-        ).row()
-        return {key: total[key] for key in ("fewer_mult_adds", "less_time", "kept")}
+        row = total(self.blocks).row()
+        return {key: row[key] for key in ("fewer_mult_adds", "less_time", "kept")}
+
+
+def sizes(quick: bool = False) -> list[tuple[str, float, int]]:
+    """The networks of a report as (model, alpha, resolution)."""
+    from tvm_mobilenet.profiling.subject import GRID_ALPHAS, GRID_RESOLUTIONS
+
+    if quick:
+        return [(V1, 1.0, 224), (V1, 0.25, 128), (CONV, 1.0, 224), (SHALLOW, 1.0, 224)]
+    grid = [(V1, alpha, resolution) for alpha in GRID_ALPHAS for resolution in GRID_RESOLUTIONS]
+    return grid + [(model, 1.0, 224) for model in OTHERS]
 
 
 def report(
@@ -162,73 +154,96 @@ def report(
     target: str = "native",
     runs: int = RUNS,
     quick: bool = False,
+    keep: Path | None = None,
     progress: Progress | None = None,
 ) -> Report:
-    """Build and time the paper's networks on this machine: some 20 s each, 21 of them.
+    """Build and time the paper's networks on this machine, 21 of them, `quick` four.
 
-    quick: four networks of V1 and its baselines instead of all. Raises as `bench` does.
+    keep: a file for what was measured, written as a whole after every network; networks that it
+    has already are not measured again. `on_network` is told (done, total).
+    A network that fails is left out, and `Report.failures` says why; when the very first one does,
+    its error is raised: InputError, ParityError, NothingMeasuredError, MissingToolError. InputError
+    also for a `keep` that is no report of the same processor, target, threads and runs.
     """
-    from tvm_mobilenet.profiling.bench import bench
+    from tvm_mobilenet.profiling import machine
 
     say = progress or (lambda message: None)
-    cells: list[Cell] = []
-    common: dict[str, Any] = {"against": (), "threads": (threads,), "runs": runs, "target": target}
-    if quick:
-        cells += bench([V1, CONV, SHALLOW], progress=say, **common).cells
-        cells += bench([V1], alpha=0.25, resolution=128, progress=say, **common).cells
-    else:
-        cells += bench([V1], grid=True, progress=say, **common).cells
-        cells += bench(OTHERS, progress=say, **common).cells
-    say("MobileNetV1 and its full convolutions, block by block")
-    blocks = _blocks(target, threads, runs)
-    return summarise(cells, blocks, target=target, threads=threads, runs=runs)
+    done = Report(machine.cpu_name(), target, threads, runs, (), ())
+    if keep is not None and keep.exists():
+        done = _read(keep, done)
+    wanted = sizes(quick)
+    kept = {(n.model, n.alpha, n.resolution): n for n in done.networks}
+    todo = [size for size in wanted if size not in kept]
+    if len(todo) < len(wanted):
+        say(f"{keep}: has {len(wanted) - len(todo)} of {len(wanted)} networks")
+    start = time.perf_counter()
+    for i, size in enumerate(todo):
+        place = f"{i + 1 + len(wanted) - len(todo)} of {len(wanted)}, {_label(*size)}"
+        say(f"{place}: building and timing{_time_left(start, i, len(todo))}")
+        try:
+            network = measure_network(*size, threads=threads, target=target, runs=runs)
+        except (InputError, ParityError, NothingMeasuredError) as error:
+            if not done.networks:
+                raise
+            done = replace(done, failures=(*done.failures, f"{_label(*size)}: {error}"))
+            continue
+        say(f"{place}: {network.ms:.3f} ms")
+        done = replace(done, networks=(*done.networks, network))
+        if keep is not None:
+            _write(done, keep)
+    if not done.blocks:
+        try:
+            blocks = measure_blocks(target=target, threads=threads, runs=runs, progress=say)
+        except (InputError, ParityError) as error:
+            done = replace(done, failures=(*done.failures, f"block by block: {error}"))
+        else:
+            done = replace(done, blocks=tuple(blocks))
+            if keep is not None:
+                _write(done, keep)
+    # a file may have more than was asked for now
+    return replace(
+        done, networks=tuple(n for n in done.networks if (n.model, n.alpha, n.resolution) in wanted)
+    )
 
 
-def summarise(
-    cells: Sequence[Cell],
-    blocks: Sequence[Block] = (),
-    *,
-    target: str,
-    threads: int,
-    runs: int,
-) -> Report:
-    """Put together what was measured; NothingMeasuredError when no network was."""
+def measure_network(
+    model: str, alpha: float, resolution: int, *, threads: int, target: str, runs: int
+) -> Network:
+    """Build and time one built-in network; raises as `bench` does."""
+    from tvm_mobilenet.profiling.bench import bench
+
+    [cell] = bench(
+        [model],
+        (),
+        (threads,),
+        alpha=alpha,
+        resolution=resolution,
+        runs=runs,
+        target=target,
+    ).cells
+    return network_of(model, cell)
+
+
+def network_of(model: str, cell: Cell) -> Network:
+    """What a bench of one built-in model says about it."""
     from tvm_mobilenet.api import cost
-    from tvm_mobilenet.profiling import machine
     from tvm_mobilenet.profiling.contestants import OURS
 
-    timed = [(cell, ours) for cell in cells if (ours := cell.of(OURS)) is not None]
-    if not timed:
-        raise NothingMeasuredError("no network was timed")
-    points = [
-        (ours.ms.median, PAPER_ACCURACY.get((_model(cell), cell.alpha, cell.resolution)))
-        for cell, ours in timed
-    ]
-    front = pareto_front([(ms, a) for ms, a in points if a is not None])
-    networks = []
-    for (cell, ours), (ms, accuracy) in zip(timed, points, strict=True):
-        counted = cost(_model(cell), alpha=cell.alpha, resolution=cell.resolution)
-        networks.append(
-            Network(
-                model=_model(cell),
-                alpha=cell.alpha,
-                resolution=cell.resolution,
-                mult_adds=cell.mult_adds,
-                parameters=counted.parameters,
-                ms=ms,
-                p10_ms=ours.ms.p10,
-                p90_ms=ours.ms.p90,
-                share_of_peak=ours.share_of_peak,
-                library_mib=ours.model_mib,
-                memory_mib=ours.session_memory_mib,
-                accuracy=accuracy,
-                on_front=accuracy is not None and (ms, accuracy) in front,
-            )
-        )
-    notes = dict.fromkeys(note for cell in cells for note in cell.notes)
-    left = [f"{c.model}: {entry.reason}" for c in cells for entry in c.left_out]
-    return Report(
-        machine.cpu_name(), target, threads, runs, tuple(networks), tuple(blocks), (*notes, *left)
+    ours = cell.of(OURS)
+    assert ours is not None  # else bench had raised
+    return Network(
+        model=model,
+        alpha=cell.alpha,
+        resolution=cell.resolution,
+        mult_adds=cell.mult_adds,
+        parameters=cost(model, alpha=cell.alpha, resolution=cell.resolution).parameters,
+        ms=ours.ms.median,
+        p10_ms=ours.ms.p10,
+        p90_ms=ours.ms.p90,
+        share_of_peak=ours.share_of_peak,
+        library_mib=ours.model_mib,
+        memory_mib=ours.session_memory_mib,
+        notes=cell.notes,
     )
 
 
@@ -244,39 +259,64 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> set[tuple[float, floa
     }
 
 
-def pair_blocks(conv: Profile, separable: Profile) -> list[Block]:
-    """The blocks of MobileNetV1 in both forms, by their names (`blocks.N` in the ONNX nodes)."""
-    full, split = _by_block(conv), _by_block(separable)
-    return [
-        Block(name, full[name][0] // 2, split[name][0] // 2, full[name][1], split[name][1])
-        for name in full
-        if name in split and split[name][0]
-    ]
+def _label(model: str, alpha: float, resolution: int) -> str:
+    return f"{model} {alpha:g}/{resolution}"
 
 
-def _by_block(profile: Profile) -> dict[str, tuple[int, float]]:
-    """FLOPs and microseconds by block, in order of execution."""
-    found: dict[str, tuple[int, float]] = {}
-    for operator in profile.operators:
-        head, _, rest = operator.name.partition(".")
-        if head == "blocks":
-            name = f"block {int(rest.split('.')[0]) + 1}"
-            flops, time = found.get(name, (0, 0.0))
-            found[name] = (flops + operator.flops, time + operator.time)
+def _time_left(start: float, done: int, todo: int) -> str:
+    """How long the rest may take, from what the networks so far took."""
+    if not done:
+        return ""
+    seconds = (time.perf_counter() - start) / done * (todo - done)
+    return f" (some {max(1, round(seconds / 60))} min to go)"
+
+
+def _write(report: Report, path: Path) -> None:
+    """As `--json` prints it; what was there stays until the new file is whole."""
+    from tvm_mobilenet.json_values import plain
+
+    document = {"schema_version": SCHEMA_VERSION, "kind": "report", **plain(report.document())}
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_text(json.dumps(document, indent=2, allow_nan=False) + "\n", "utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror})") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _read(path: Path, wanted: Report) -> Report:
+    """The report in a file, which must have been measured as `wanted` says."""
+    try:
+        document = json.loads(path.read_bytes())
+        if (document["schema_version"], document["kind"]) != (SCHEMA_VERSION, "report"):
+            raise ValueError("another kind of document")
+        networks = tuple(_from_row(Network, row) for row in document["networks"])
+        blocks = tuple(
+            _from_row(Block, {**row, "name": row["block"]}) for row in document["blocks"]
+        )
+        found = replace(
+            wanted,
+            **{key: document[key] for key in ("cpu", "target", "threads", "runs")},
+            networks=networks,
+            blocks=blocks,
+        )
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{path}: is no report of this release ({error!r}); name another file"
+        ) from error
+    for key in ("cpu", "target", "threads", "runs"):
+        if getattr(found, key) != getattr(wanted, key):
+            raise InputError(
+                f"{path}: was measured with {key} {getattr(found, key)}, not "
+                f"{getattr(wanted, key)}; name another file"
+            )
     return found
 
 
-def _blocks(target: str, threads: int, runs: int) -> list[Block]:
-    from tvm_mobilenet import deploy
-    from tvm_mobilenet.profiling.profile import profile
-
-    with tempfile.TemporaryDirectory(prefix="tvm-mobilenet-report-") as folder:
-        profiles = []
-        for model in (CONV, V1):
-            built = deploy.build(model, target=target, output=Path(folder) / model)
-            profiles.append(profile(built.path, threads=threads, runs=runs, limits=False))
-    return pair_blocks(*profiles)
-
-
-def _model(cell: Cell) -> str:
-    return cell.model.split(" ")[0]
+def _from_row(kind: type[Any], row: Mapping[str, Any]) -> Any:
+    values = {field.name: row[field.name] for field in fields(kind)}
+    return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
