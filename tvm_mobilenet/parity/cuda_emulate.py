@@ -1,0 +1,268 @@
+"""CUDA kernels on a CPU: proof of their numbers, and of their accesses to memory, without a GPU.
+
+The generated CUDA C is compiled by g++; threads are fibers, blocks run one after another. Every
+access to global and shared memory is checked (see `cuda_emulator/runtime.cc`). A kernel fails that
+
+- reads or writes outside of a buffer, or misaligned for its width;
+- reads shared memory that its block has not written, or global memory that nobody has;
+- writes what another thread of the block reads or writes with no barrier between, or what another
+  block reads or writes in the same launch;
+- has a thread that ends, or waits elsewhere, while others wait at a barrier;
+- indexes a local array beyond its end, or has more shared memory than a block can have.
+
+Not modelled: time, caches, limits on registers, and any order of the threads that no barrier
+forbids but the memory rules above allow (none can change a result).
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tvm_mobilenet.errors import ParityError
+
+from .cuda_launches import Buffer, HostCode, Launch, lower
+
+if TYPE_CHECKING:
+    import numpy as np
+    from tvm import tirx
+
+_DIRECTORY = Path(__file__).parent / "cuda_emulator"
+_MISTAKE = 3  # the program's exit code for a mistake of a kernel
+_LANGUAGE = ("-std=c++20", "-O2", "-g1", "-march=native", "-no-pie", "-w")
+# Struct copies stay whole, so that a vector's access is seen, and its alignment checked, as one.
+_CHECKED = (
+    *("-fsanitize=thread", "--param=tsan-instrument-func-entry-exit=0", "-fno-tree-sra"),
+    *("-fsanitize=bounds-strict", "-ftrivial-auto-var-init=pattern", "-fno-ipa-icf"),
+)
+_KERNEL = re.compile(r"__global__\s+void\s+(?:__launch_bounds__\(.*?\)\s+)?(\w+)\s*\(")
+_SHARED = re.compile(
+    r"(?P<dynamic>extern\s+)?__shared__\s+(?:alignas\(\d+\)\s+|__align__\(\d+\)\s+)?"
+    r"(?P<type>[\w:]+(?:\s+(?:int|char|short|long))?)\s+(?P<name>\w+)\s*\[(?P<size>[^\]]*)\]\s*;"
+)
+_INCLUDE = re.compile(r"^\s*#\s*include\s+<(?:cuda|mma).*?>.*$", re.MULTILINE)
+TIMEOUT_SECONDS = 600.0
+
+
+class KernelError(ParityError):
+    """A kernel broke a rule of CUDA. The message names kernel, block, thread and source line."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One launch on tensors of an `Emulator.run`, by their names."""
+
+    launch: Launch
+    tensors: tuple[str, ...]
+
+
+class Emulator:
+    """Kernels of one CUDA source, compiled for this CPU. A context manager: it owns a directory.
+
+    Raises InputError with g++'s first complaint for CUDA C that it does not know, MissingToolError
+    without a compiler.
+    """
+
+    def __init__(self, source: str) -> None:
+        self._lines = source.splitlines()
+        self._folder = tempfile.TemporaryDirectory(prefix="tvm-mobilenet-cuda-")
+        self._program = Path(self._folder.name) / "program"
+        self._narrow = bool(re.search(r"\b(half|half2|bfloat16|char|short|int8_t)\b", source))
+        try:
+            unit = Path(self._folder.name) / "kernels.cc"
+            unit.write_text(_translation_unit(source), encoding="utf-8")
+            from tvm_mobilenet.deploy.toolchain import own
+
+            compiler = own()
+            object_file = unit.with_suffix(".o")
+            compiler.run(*_LANGUAGE, *_CHECKED, "-I", _DIRECTORY, "-c", unit, "-o", object_file)
+            compiler.run("-no-pie", object_file, _runtime(), "-o", self._program)
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Emulator:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Delete the program."""
+        self._folder.cleanup()
+
+    def run(
+        self,
+        inputs: Mapping[str, np.ndarray],
+        others: Mapping[str, Buffer],
+        steps: Iterable[Step],
+        outputs: Sequence[str],
+        *,
+        timeout: float = TIMEOUT_SECONDS,
+    ) -> dict[str, np.ndarray]:
+        """Launch kernels in order and return the tensors named by `outputs`.
+
+        inputs: tensors that hold something before the first launch; others: those that do not, and
+        must be written before they are read. Raises KernelError.
+        """
+        import numpy as np
+
+        numbers: dict[str, int] = {}
+        plan = ["granule 1" if self._narrow else "granule 4"]
+        with tempfile.TemporaryDirectory(dir=self._folder.name) as place:
+            paths = [Path(place) / name for name in ("plan", "inputs", "outputs")]
+            with paths[1].open("wb") as file:
+                for name, value in inputs.items():
+                    numbers[name] = len(numbers)
+                    plan.append(f"tensor {_word(name)} {value.nbytes} 1")
+                    file.write(np.ascontiguousarray(value).tobytes())
+            for name, buffer in others.items():
+                numbers[name] = len(numbers)
+                plan.append(f"tensor {_word(name)} {_bytes(buffer)} 0")
+            for step in steps:
+                launch, tensors = step.launch, [numbers[name] for name in step.tensors]
+                values = (*launch.grid, *launch.block, launch.shared_bytes, *tensors)
+                plan.append(f"launch {launch.kernel} {' '.join(map(str, values))}")
+            plan += [f"output {numbers[name]}" for name in outputs]
+            paths[0].write_text("\n".join(plan) + "\n", encoding="utf-8")
+            self._execute(paths, timeout)
+            read = paths[2].read_bytes()
+        shapes = {**others, **{n: Buffer(a.shape, str(a.dtype)) for n, a in inputs.items()}}
+        results: dict[str, np.ndarray] = {}
+        start = 0
+        for name in outputs:
+            buffer = shapes[name]
+            part = np.frombuffer(read[start : start + _bytes(buffer)], buffer.dtype)
+            results[name] = part.reshape(buffer.shape).copy()
+            start += part.nbytes
+        return results
+
+    def _execute(self, paths: Sequence[Path], timeout: float) -> None:
+        try:
+            done = subprocess.run(
+                [str(self._program), *map(str, paths)],
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=timeout,
+            )
+        except subprocess.TimeoutExpired:
+            raise KernelError(f"no end after {timeout:g} s of emulation") from None
+        if done.returncode == _MISTAKE:
+            address, _, message = done.stderr.strip().partition("\t")
+            raise KernelError(message + self._source_line(address))
+        if done.returncode != 0:
+            raise RuntimeError(f"the CUDA emulator failed ({done.returncode}): {done.stderr}")
+
+    def _source_line(self, address: str) -> str:
+        """Where in the CUDA C an instruction comes from: ` (line N: TEXT)`, "" if unknown."""
+        try:
+            before = hex(int(address, 16) - 1)  # the address is a return address
+            command = ["addr2line", "-e", str(self._program), before]
+            found = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+        except (ValueError, OSError):
+            return ""
+        match = re.search(r"kernels\.cu:(\d+)", found)
+        if match is None:
+            return ""
+        number = int(match[1])
+        return f" (line {number}: {self._lines[number - 1].strip()[:120]})"
+
+
+def emulate(
+    kernel: tirx.PrimFunc, arguments: Sequence[np.ndarray], outputs: Sequence[Buffer], target: Any
+) -> list[np.ndarray]:
+    """Run a scheduled function for a CUDA target on this CPU.
+
+    arguments: its inputs, in order; outputs: shapes of what follows them in the call, whose values
+    are returned. target: TVM's. Raises KernelError for a broken kernel, NotImplementedError (see
+    `cuda_launches.lower`).
+    """
+    name = str(kernel.attrs.get("global_symbol", "main")) if kernel.attrs else "main"
+    lowered = lower({name: kernel}, target)
+    with Emulator(lowered.source) as emulator:
+        return run_function(emulator, lowered.functions[name], arguments, outputs)
+
+
+def emulate_source(
+    source: str,
+    launches: Sequence[Launch],
+    arguments: Sequence[np.ndarray],
+    outputs: Sequence[Buffer],
+) -> list[np.ndarray]:
+    """As `emulate`, of CUDA C; the launches' arguments count `arguments`, then `outputs`."""
+    code = HostCode((), (), tuple(launches))
+    with Emulator(source) as emulator:
+        return run_function(emulator, code, arguments, outputs)
+
+
+def run_function(
+    emulator: Emulator, code: HostCode, arguments: Sequence[np.ndarray], outputs: Sequence[Buffer]
+) -> list[np.ndarray]:
+    """Run one function of an emulator; see `emulate`."""
+    inputs = {f"argument {i}": value for i, value in enumerate(arguments)}
+    results = {f"output {i}": buffer for i, buffer in enumerate(outputs)}
+    temporaries = {f"temporary {i}": buffer for i, buffer in enumerate(code.temporaries)}
+    names = [*inputs, *results, *temporaries]
+    steps = [Step(launch, tuple(names[i] for i in launch.arguments)) for launch in code.launches]
+    done = emulator.run(inputs, {**results, **temporaries}, steps, list(results))
+    return [done[name] for name in results]
+
+
+def _translation_unit(source: str) -> str:
+    """The CUDA C as C++: shared arrays come from the emulator, kernels are listed in a table."""
+    numbers = iter(range(10**6))
+
+    def shared(match: re.Match[str]) -> str:
+        kind, name = match["type"], match["name"]
+        if match["dynamic"]:
+            return f"{kind}* {name} = ({kind}*)emulator_dynamic_shared();"
+        size = f"sizeof({kind}) * ({match['size']})"
+        return f'{kind}* {name} = ({kind}*)emulator_shared({next(numbers)}, {size}, "{name}");'
+
+    text = _SHARED.sub(shared, _INCLUDE.sub("", source))
+    if "__shared__" in text:
+        at = text.index("__shared__")
+        raise NotImplementedError(f"shared memory declared as: {text[at : at + 100]}")
+    kernels = sorted(set(_KERNEL.findall(text)))
+    table = "".join(
+        f'  {{"{k}", emulator_arity(&{k}), [](void** a) {{ emulator_call(&{k}, a); }}}},\n'
+        for k in kernels
+    )
+    return (
+        f'#include "cuda.h"\n#line 1 "kernels.cu"\n{text}\n'
+        f"const EmulatorKernel emulator_kernels[] = {{\n{table}  {{nullptr, 0, nullptr}}}};\n"
+    )
+
+
+@functools.cache
+def _runtime() -> Path:
+    """The emulator's own object file, compiled once in a process."""
+    from tvm_mobilenet.deploy.toolchain import own
+
+    folder = tempfile.TemporaryDirectory(prefix="tvm-mobilenet-cuda-")
+    _runtime_folders.append(folder)  # deleted when the process ends
+    path = Path(folder.name) / "runtime.o"
+    own().run(*_LANGUAGE, "-U_FORTIFY_SOURCE", "-c", _DIRECTORY / "runtime.cc", "-o", path)
+    return path
+
+
+_runtime_folders: list[tempfile.TemporaryDirectory[str]] = []
+
+
+def _word(name: str) -> str:
+    return re.sub(r"\s", "_", name)
+
+
+def _bytes(buffer: Buffer) -> int:
+    import math
+
+    import numpy as np
+
+    return math.prod(buffer.shape) * np.dtype(buffer.dtype).itemsize
