@@ -85,6 +85,10 @@ Records = Callable[[Spec, str], Recorded | None]
 
 def rules_for(target: TargetSpec) -> Sequence[Rule]:
     """The ordered rules for a target's kind of hardware."""
+    if target.gpu is not None:
+        from . import cuda
+
+        return cuda.RULES
     if target.mtriple.startswith(("x86_64", "i686")):
         from . import x86
 
@@ -94,6 +98,11 @@ def rules_for(target: TargetSpec) -> Sequence[Rule]:
 
         return arm.RULES_AARCH64 if target.mtriple.startswith("aarch64") else arm.RULES_ARMV7
     raise NotImplementedError(f"no schedules for {target.mtriple}")
+
+
+def activation_lanes(target: TargetSpec) -> int:
+    """Channels of a block of the blocked layout: a vector of the CPU, four on a GPU (a float4)."""
+    return 4 if target.gpu is not None else target.lanes
 
 
 def joins(spec: Spec, target: TargetSpec) -> bool:

@@ -75,7 +75,7 @@ def activate(x: Expr, activation: Activation, width: int) -> Expr:
     return constant(1.0, width) / (constant(1.0, width) + T.exp(constant(0.0, width) - x))
 
 
-_NATIVE_BOUNDS: ContextVar[bool] = ContextVar("native_bounds", default=False)
+_BOUNDS: ContextVar[str] = ContextVar("bounds", default="max")
 
 
 @contextmanager
@@ -85,11 +85,27 @@ def native_bounds() -> Iterator[None]:
     They are one instruction on ARM, where ``max(bound, x)`` is a comparison and a selection; on
     x86 it is the other way round.
     """
-    token = _NATIVE_BOUNDS.set(True)
+    with _bounds("native"):
+        yield
+
+
+@contextmanager
+def selected_bounds() -> Iterator[None]:
+    """Kernels written inside take bounds by comparison and selection, which let NaN pass.
+
+    For CUDA, whose ``max`` and ``min`` drop NaN.
+    """
+    with _bounds("select"):
+        yield
+
+
+@contextmanager
+def _bounds(how: str) -> Iterator[None]:
+    token = _BOUNDS.set(how)
     try:
         yield
     finally:
-        _NATIVE_BOUNDS.reset(token)
+        _BOUNDS.reset(token)
 
 
 def _clip(x: Expr, lower: float, upper: float, width: int) -> Expr:
@@ -101,9 +117,12 @@ def _clip(x: Expr, lower: float, upper: float, width: int) -> Expr:
 
 
 def _bound(name: str, bound: float, x: Expr, width: int) -> Expr:
-    if _NATIVE_BOUNDS.get():
+    if _BOUNDS.get() == "native":
         dtype = "float32" if width == 1 else f"float32x{width}"
         return T.call_llvm_pure_intrin(dtype, f"llvm.{name}", constant(bound, width), x)
+    if _BOUNDS.get() == "select":
+        limit = constant(bound, width)
+        return T.Select(x < limit if name == "maximum" else x > limit, limit, x)
     return {"maximum": T.max, "minimum": T.min}[name](constant(bound, width), x)
 
 

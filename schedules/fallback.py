@@ -23,7 +23,12 @@ def schedule(function: tirx.PrimFunc, target: TargetSpec) -> tirx.PrimFunc:
     """``function`` with inlined element-wise blocks, parallel outer and vector inner loops.
 
     A block that resists (data-dependent loops, say) keeps its plain loops, and this is logged.
+    On a GPU DLight's rules schedule it.
     """
+    if target.gpu is not None:
+        from .cuda import fallback
+
+        return fallback.schedule(function, target)
     sch = s_tir.Schedule(function)
     blocks = dlight.normalize_prim_func(sch)
     if blocks is None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import tvm
 from tvm import relax, tirx
 
-from tvm_mobilenet.schedules.base import Records
+from tvm_mobilenet.schedules.base import Records, activation_lanes
 from tvm_mobilenet.targets import TargetSpec
 
 from .fuse_separable import fuse_separable
@@ -76,23 +76,25 @@ def compile_model(
     traces: Traces | None = None,
     dump_ir: Path | None = None,
     progress: Progress | None = None,
+    cuda_graph: bool = True,
 ) -> Compiled:
     """Compile an imported model for ``target``.
 
     ``records`` gives tuned knobs, ``traces`` tuned schedules of what has no template; ``dump_ir``
-    is a directory for the IR after each phase.
+    is a directory for the IR after each phase. ``cuda_graph``: a GPU gets the network's kernels
+    as one CUDA graph, recorded at the first inference.
     """
     start = time.perf_counter()
     say = progress or (lambda text: None)
     dump = _Dump(dump_ir)
     tvm_target = target.tvm_target()
-    with tvm_target:
+    with tvm_target, tvm.transform.PassContext(config=_pass_config(target, cuda_graph)):
         mod = imported.mod
         dump("imported", mod)
 
         say("lowering operators to blocked layout")
         # Phase 1. operator chains -> own functions on blocked activations
-        mod, call_sites = lower_operators(mod, target.lanes)
+        mod, call_sites = lower_operators(mod, activation_lanes(target))
         dump("operators", mod)
         mod, call_sites = fuse_separable(mod, call_sites, target)
         dump("joined", mod)
@@ -106,20 +108,13 @@ def compile_model(
         dump("scheduled", mod)
         # Phase 4. memory planning and lowering to the virtual machine
         order = _calls_in_order(mod)
-        mod = tvm.transform.Sequential(
-            [
-                relax.transform.ToNonDataflow(),
-                relax.transform.RemovePurityChecking(),
-                relax.transform.CallTIRRewrite(),
-                relax.transform.StaticPlanBlockMemory(),
-                relax.transform.LowerAllocTensor(),
-                relax.transform.KillAfterLastUse(),
-                relax.transform.LowerRuntimeBuiltin(),
-                relax.transform.ComputePrimValue(),
-            ]
-        )(mod)
+        before = mod
+        mod = _plan_memory(before)
         planned = mod["main"]
-        mod = add_timed_entry(mod, target)
+        if target.gpu is None:
+            mod = add_timed_entry(mod, target)
+        elif cuda_graph:
+            mod = _plan_memory(before, relax.transform.RewriteCUDAGraph())
         mod = tvm.transform.Sequential(
             [
                 relax.transform.VMShapeLower(),
@@ -137,6 +132,34 @@ def compile_model(
     )
     seconds = time.perf_counter() - start
     return Compiled(executable, imported, target, operators, kernels, planned, seconds)
+
+
+def _plan_memory(mod: tvm.IRModule, *then: tvm.transform.Pass) -> tvm.IRModule:
+    """Calls that allocate their results -> calls on planned memory; ``then`` on the plan."""
+    return tvm.transform.Sequential(
+        [
+            relax.transform.ToNonDataflow(),
+            relax.transform.RemovePurityChecking(),
+            relax.transform.CallTIRRewrite(),
+            relax.transform.StaticPlanBlockMemory(),
+            *then,
+            relax.transform.LowerAllocTensor(),
+            relax.transform.KillAfterLastUse(),
+            relax.transform.LowerRuntimeBuiltin(),
+            relax.transform.ComputePrimValue(),
+        ]
+    )(mod)
+
+
+def _pass_config(target: TargetSpec, cuda_graph: bool) -> dict[str, Any]:
+    """Options of TVM's passes; none for CPUs."""
+    if target.gpu is None:
+        return {}
+    return {
+        "relax.backend.use_cuda_graph": cuda_graph,
+        # loops stay loops under "#pragma unroll": a tenth of the source to read and to compile
+        "tirx.UnrollLoop": {"explicit_unroll": False},
+    }
 
 
 class _Dump:

@@ -1,0 +1,439 @@
+"""Convolutions and dense layers as one matrix product: pointwise, general, stem, depthwise fused.
+
+Idea
+----
+A block of threads computes ``tile_pixels`` x ``tile_channels`` outputs. It walks the reduction in
+steps of ``depth``: while it multiplies one step from shared memory, the next comes from global
+memory into registers, and goes to the other half of shared memory afterwards (one barrier a step).
+A thread has ``thread_pixels`` x ``thread_channels`` sums; per four steps of the reduction it reads
+``thread_pixels`` + ``thread_channels`` float4 for ``4 * thread_pixels * thread_channels`` FFMA.
+
+Small maps at batch 1 have too few outputs to fill the GPU, so ``split`` groups of threads of one
+block share out each step of the reduction and add their sums up through shared memory at the end:
+all multiprocessors and their four schedulers are busy with small tiles, and no second kernel or
+atomic addition is needed.
+
+What stands on the left of the product is an `operands.Operand`: it gives four values of the
+reduction for one pixel. Everything else is the same for all kinds.
+
+Registers: ``thread_pixels * (thread_channels + 4) + thread_channels``, the staged float4, and some
+30 for addresses. Shared memory: ``2 * depth * (tile_pixels + tile_channels)`` floats, or the split
+sums, ``split * tile_pixels * tile_channels``, which reuse it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from tvm import tirx
+from tvm.tirx.script import builder as T
+
+from ..emit import Buffer, Expr, activate, constant, prim_func, selected_bounds
+from ..spec import ConvSpec, DenseSpec, SeparableSpec
+from .ir import (
+    LANES,
+    View,
+    barrier,
+    below,
+    both,
+    ceil_div,
+    copy4,
+    launch,
+    load_bias,
+    local,
+    serial,
+    shared,
+    unrolled,
+    when,
+)
+from .operands import Operand, matrix_of, operand_of, pack_depthwise
+
+
+@dataclass(frozen=True)
+class GemmKnobs:
+    """Knobs of the template, see the module's text. ``depth`` is a multiple of ``4 * split``."""
+
+    tile_pixels: int
+    tile_channels: int
+    thread_pixels: int
+    thread_channels: int
+    depth: int
+    split: int = 1
+
+    @property
+    def pixel_threads(self) -> int:
+        return self.tile_pixels // self.thread_pixels
+
+    @property
+    def channel_threads(self) -> int:
+        return self.tile_channels // self.thread_channels
+
+    @property
+    def group(self) -> int:
+        """Threads that share one part of the reduction."""
+        return self.pixel_threads * self.channel_threads
+
+    @property
+    def threads(self) -> int:
+        return self.group * self.split
+
+    @property
+    def staged(self) -> tuple[int, int]:
+        """Float4 of the two operands that one thread carries per step."""
+        blocks = self.depth // LANES
+        return (
+            ceil_div(blocks * self.tile_pixels, self.threads),
+            ceil_div(blocks * self.tile_channels, self.threads),
+        )
+
+    @property
+    def shared_floats(self) -> int:
+        stages = 2 * self.depth * (self.tile_pixels + self.tile_channels)
+        sums = self.split * self.tile_pixels * self.tile_channels if self.split > 1 else 0
+        return max(stages, sums)
+
+    @property
+    def registers(self) -> int:
+        """An estimate, for the choice of knobs."""
+        sums = self.thread_pixels * (self.thread_channels + LANES) + self.thread_channels
+        return sums + LANES * sum(self.staged) + 30
+
+
+@dataclass(frozen=True)
+class Problem:
+    """The product's sizes: outputs of ``images`` x ``pixels`` x ``channels``."""
+
+    images: int
+    pixels: int
+    channels: int
+    steps: int  # of the reduction, in fours
+    rows: bool  # the output is [pixel][channel]
+
+    @property
+    def all_pixels(self) -> int:
+        return self.images * self.pixels
+
+    def tiles(self, knobs: GemmKnobs) -> tuple[int, int]:
+        return (
+            ceil_div(self.all_pixels, knobs.tile_pixels),
+            ceil_div(self.channels, knobs.tile_channels),
+        )
+
+    def stages(self, knobs: GemmKnobs) -> int:
+        return ceil_div(self.steps * LANES, knobs.depth)
+
+
+GemmSpec = ConvSpec | DenseSpec | SeparableSpec
+
+
+def problem_of(spec: GemmSpec) -> Problem:
+    steps = ceil_div(matrix_of(spec), LANES)
+    if isinstance(spec, DenseSpec):
+        return Problem(1, spec.batch, spec.out_features, steps, rows=True)
+    last = _last(spec)
+    return Problem(last.batch, last.out_pixels, last.out_channels, steps, rows=False)
+
+
+def _last(spec: ConvSpec | SeparableSpec) -> ConvSpec:
+    return spec.pointwise if isinstance(spec, SeparableSpec) else spec
+
+
+def pack_weight(
+    spec: GemmSpec, knobs: GemmKnobs, weight: np.ndarray, argument: int = 1
+) -> np.ndarray:
+    """The weight -> panels ``[channel tile][reduction][tile_channels]``, padded with zeros.
+
+    A joint operator's depthwise weight (argument 1) -> ``[block][tap][4]``.
+    """
+    if isinstance(spec, SeparableSpec) and argument == 1:
+        return pack_depthwise(weight)
+    problem = problem_of(spec)
+    matrix = operand_of(spec).matrix(weight)  # (reduction, channels)
+    tiles, depth = problem.tiles(knobs)[1], problem.stages(knobs) * knobs.depth
+    whole = np.zeros((depth, tiles * knobs.tile_channels), "float32")
+    whole[: matrix.shape[0], : matrix.shape[1]] = matrix
+    panels = whole.reshape(depth, tiles, knobs.tile_channels).transpose(1, 0, 2)
+    return np.ascontiguousarray(panels).reshape(-1)
+
+
+def build(spec: GemmSpec, knobs: GemmKnobs) -> tirx.PrimFunc:
+    """The PrimFunc ``(operand's buffers, packed weight, bias[, residual], output)``."""
+    problem, operand = problem_of(spec), operand_of(spec)
+    residual = not isinstance(spec, DenseSpec) and _last(spec).residual
+    if isinstance(spec, DenseSpec):
+        out_shape, activation = (spec.batch, spec.out_features), spec.activation
+    else:
+        out_shape = (problem.images, problem.channels * problem.pixels)
+        activation = _last(spec).activation
+    panels = problem.tiles(knobs)[1] * knobs.tile_channels
+    buffers = [
+        *operand.buffers,
+        ("weight", (problem.stages(knobs) * knobs.depth * panels,)),
+        ("bias", (problem.channels,)),
+        *([("residual", out_shape)] if residual else []),
+        ("y", out_shape),
+    ]
+
+    def body(*arguments: Any) -> None:
+        inputs = arguments[: len(operand.buffers)]
+        weight, bias, *rest = arguments[len(operand.buffers) :]
+        y = View(rest[-1], problem.channels, problem.pixels, problem.rows)
+        other = View(rest[0], problem.channels, problem.pixels) if residual else None
+        with selected_bounds():
+            _Kernel(problem, knobs, operand, inputs, weight, bias, other, y, activation).emit()
+
+    return prim_func(buffers, body)
+
+
+@dataclass(frozen=True)
+class _Kernel:
+    problem: Problem
+    knobs: GemmKnobs
+    operand: Operand
+    inputs: tuple[Buffer, ...]
+    weight: Buffer
+    bias: Buffer
+    residual: View | None
+    y: View
+    activation: Any
+
+    def emit(self) -> None:
+        pixel_tiles, channel_tiles = self.problem.tiles(self.knobs)
+
+        def block(index: Expr, thread: Expr) -> None:
+            # neighbouring blocks read the same pixels: they meet in L2
+            self.block(index // channel_tiles, index % channel_tiles, thread)
+
+        launch(pixel_tiles * channel_tiles, self.knobs.threads, block)
+
+    def block(self, pixel_tile: Expr, channel_tile: Expr, thread: Expr) -> None:
+        knobs, stages = self.knobs, self.problem.stages(self.knobs)
+        memory = shared(knobs.shared_floats)
+        x_size, w_size = knobs.depth * knobs.tile_pixels, knobs.depth * knobs.tile_channels
+        staged_x, staged_w = (local(LANES * n) for n in knobs.staged)
+        sums = local(knobs.thread_pixels * knobs.thread_channels)
+        unrolled(
+            knobs.thread_pixels * knobs.thread_channels,
+            lambda i: T.buffer_store(sums, constant(0.0), [i]),
+        )
+        group, lane = thread // knobs.group, thread % knobs.group
+
+        def fetch(stage: Expr) -> None:
+            self.fetch(pixel_tile, channel_tile, thread, stage, staged_x, staged_w)
+
+        def put(half: Expr) -> None:
+            self.put(thread, memory, half * x_size, staged_x, knobs.tile_pixels)
+            self.put(thread, memory, 2 * x_size + half * w_size, staged_w, knobs.tile_channels)
+
+        def multiply(half: Expr) -> None:
+            self.multiply(memory, half * x_size, 2 * x_size + half * w_size, group, lane, sums)
+
+        fetch(0)
+        put(0)
+        barrier()
+        if stages > 1:
+
+            def step(stage: Expr) -> None:
+                fetch(stage + 1)
+                multiply(stage % 2)
+                put((stage + 1) % 2)
+                barrier()
+
+            serial(stages - 1, step)
+        multiply((stages - 1) % 2)
+        if knobs.split > 1:
+            self.reduce(memory, group, lane, sums)
+            self.finish_split(memory, pixel_tile, channel_tile, thread)
+        else:
+            self.finish(pixel_tile, channel_tile, lane, sums)
+
+    def fetch(
+        self,
+        pixel_tile: Expr,
+        channel_tile: Expr,
+        thread: Expr,
+        stage: Expr,
+        staged_x: Buffer,
+        staged_w: Buffer,
+    ) -> None:
+        """One step of both operands from global memory into registers."""
+        problem, knobs = self.problem, self.knobs
+        blocks = knobs.depth // LANES
+        reach = problem.tiles(knobs)[0] * knobs.tile_pixels
+        slots = blocks * knobs.tile_pixels
+
+        def x(i: Expr) -> None:
+            slot = thread + i * knobs.threads
+            pixel = pixel_tile * knobs.tile_pixels + slot % knobs.tile_pixels
+            step = stage * blocks + slot // knobs.tile_pixels
+            inside = both(
+                below(slot, slots, knobs.staged[0] * knobs.threads),
+                below(pixel, problem.all_pixels, reach),
+                below(step, problem.steps, problem.stages(knobs) * blocks),
+            )
+            image, within = self.place(pixel)
+            self.operand.load(self.inputs, staged_x, i * LANES, image, step, within, inside)
+
+        unrolled(knobs.staged[0], x)
+        panel = (channel_tile * problem.stages(knobs) + stage) * (knobs.depth * knobs.tile_channels)
+        size = blocks * knobs.tile_channels
+
+        def w(i: Expr) -> None:
+            slot = thread + i * knobs.threads
+            there = below(slot, size, knobs.staged[1] * knobs.threads)
+            when(there, lambda: copy4(staged_w, i * LANES, self.weight, panel + slot * LANES))
+
+        unrolled(knobs.staged[1], w)
+
+    def place(self, pixel: Expr) -> tuple[Expr, Expr]:
+        """Image and pixel of it, of a pixel of all images."""
+        if self.problem.images == 1:
+            return 0, pixel
+        return pixel // self.problem.pixels, pixel % self.problem.pixels
+
+    def put(self, thread: Expr, memory: Buffer, base: Expr, staged: Buffer, width: int) -> None:
+        """The staged values of one operand into shared memory."""
+        knobs = self.knobs
+        slots = knobs.depth // LANES * width
+        count = ceil_div(slots, knobs.threads)
+
+        def one(i: Expr) -> None:
+            slot = thread + i * knobs.threads
+            there = below(slot, slots, count * knobs.threads)
+            when(there, lambda: copy4(memory, base + slot * LANES, staged, i * LANES))
+
+        unrolled(count, one)
+
+    def multiply(
+        self, memory: Buffer, x_base: Expr, w_base: Expr, group: Expr, lane: Expr, sums: Buffer
+    ) -> None:
+        """Add this group's part of one step to the sums."""
+        knobs = self.knobs
+        rows, columns = knobs.thread_pixels, knobs.thread_channels
+        x, w = local(LANES * rows), local(columns)
+        first_pixel, first_channel = lane % knobs.pixel_threads, lane // knobs.pixel_threads
+
+        def four(k: Expr) -> None:
+            block = k * knobs.split + group
+
+            def pixel(i: Expr) -> None:
+                at = block * knobs.tile_pixels + first_pixel + i * knobs.pixel_threads
+                copy4(x, i * LANES, memory, x_base + at * LANES)
+
+            unrolled(rows, pixel)
+
+            def one(kk: Expr) -> None:
+                row = w_base + (block * LANES + kk) * knobs.tile_channels
+
+                def channels(j: Expr) -> None:
+                    at = (first_channel + j * knobs.channel_threads) * LANES
+                    copy4(w, j * LANES, memory, row + at)
+
+                unrolled(columns // LANES, channels)
+
+                def update(i: Expr, j: Expr) -> None:
+                    at = i * columns + j
+                    T.buffer_store(sums, sums[at] + x[i * LANES + kk] * w[j], [at])
+
+                unrolled(rows, lambda i: unrolled(columns, lambda j: update(i, j)))
+
+            unrolled(LANES, one)
+
+        unrolled(knobs.depth // LANES // knobs.split, four)
+
+    def reduce(self, memory: Buffer, group: Expr, lane: Expr, sums: Buffer) -> None:
+        """The groups' sums into shared memory: ``[group][channel block][pixel][4]``."""
+        knobs = self.knobs
+        first_pixel, first_channel = lane % knobs.pixel_threads, lane // knobs.pixel_threads
+        barrier()
+
+        def one(i: Expr, j: Expr) -> None:
+            pixel = first_pixel + i * knobs.pixel_threads
+            block = first_channel + j * knobs.channel_threads
+            part = group * (knobs.tile_channels // LANES) + block
+            at = (part * knobs.tile_pixels + pixel) * LANES
+            copy4(memory, at, sums, i * knobs.thread_channels + j * LANES)
+
+        blocks = knobs.thread_channels // LANES
+        unrolled(knobs.thread_pixels, lambda i: unrolled(blocks, lambda j: one(i, j)))
+        barrier()
+
+    def finish_split(
+        self, memory: Buffer, pixel_tile: Expr, channel_tile: Expr, thread: Expr
+    ) -> None:
+        """Each thread adds the groups' sums of some outputs and writes these."""
+        knobs = self.knobs
+        outputs = knobs.tile_pixels * knobs.tile_channels // LANES
+        count = ceil_div(outputs, knobs.threads)
+        total, part = local(LANES), local(LANES)
+
+        def one(i: Expr) -> None:
+            slot = thread + i * knobs.threads
+
+            def output() -> None:
+                copy4(total, 0, memory, slot * LANES)
+
+                def add(g: Expr) -> None:
+                    copy4(part, 0, memory, ((g + 1) * outputs + slot) * LANES)
+                    for lane in range(LANES):
+                        T.buffer_store(total, total[lane] + part[lane], [lane])
+
+                unrolled(knobs.split - 1, add)
+                pixel, block = slot % knobs.tile_pixels, slot // knobs.tile_pixels
+                self.output(pixel_tile, channel_tile, pixel, block, total, 0)
+
+            when(below(slot, outputs, count * knobs.threads), output)
+
+        unrolled(count, one)
+
+    def finish(self, pixel_tile: Expr, channel_tile: Expr, lane: Expr, sums: Buffer) -> None:
+        """Each thread writes its outputs."""
+        knobs = self.knobs
+        first_pixel, first_channel = lane % knobs.pixel_threads, lane // knobs.pixel_threads
+
+        def one(i: Expr, j: Expr) -> None:
+            pixel = first_pixel + i * knobs.pixel_threads
+            block = first_channel + j * knobs.channel_threads
+            at = i * knobs.thread_channels + j * LANES
+            self.output(pixel_tile, channel_tile, pixel, block, sums, at)
+
+        blocks = knobs.thread_channels // LANES
+        unrolled(knobs.thread_pixels, lambda i: unrolled(blocks, lambda j: one(i, j)))
+
+    def output(
+        self,
+        pixel_tile: Expr,
+        channel_tile: Expr,
+        pixel: Expr,
+        block: Expr,
+        sums: Buffer,
+        at: Expr,
+    ) -> None:
+        """Bias, residual, activation, and four channels of one pixel to memory."""
+        problem, knobs = self.problem, self.knobs
+        tiles = problem.tiles(knobs)
+        pixel = pixel_tile * knobs.tile_pixels + pixel
+        block = channel_tile * (knobs.tile_channels // LANES) + block
+        there = both(
+            below(pixel, problem.all_pixels, tiles[0] * knobs.tile_pixels),
+            below(
+                block, ceil_div(problem.channels, LANES), tiles[1] * knobs.tile_channels // LANES
+            ),
+        )
+        image, within = self.place(pixel)
+        bias, other, result = local(LANES), local(LANES), local(LANES)
+
+        def write() -> None:
+            load_bias(bias, 0, self.bias, block, problem.channels)
+            if self.residual is not None:
+                self.residual.load(other, 0, image, block, within)
+            for lane in range(LANES):
+                value = sums[at + lane] + bias[lane]
+                if self.residual is not None:
+                    value = value + other[lane]
+                T.buffer_store(result, activate(value, self.activation, 1), [lane])
+            self.y.store(image, block, within, result, 0)
+
+        when(there, write)
