@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import onnx
+import psutil
 import pytest
 from onnx import numpy_helper, parser
 
 from tvm_mobilenet.cli import main
 from tvm_mobilenet.cli.tune import duration, interrupts_kept
 from tvm_mobilenet.tuning.records import RECORDS, read_records
-from tvm_mobilenet.tuning.store import MeasuredLog
+from tvm_mobilenet.tuning.store import MEASURED, MeasuredLog
 
 TEXT = """<ir_version: 10, opset_import: ["" : 18]>
 two (float[1,3,24,24] picture) => (float[1,32,12,12] features) {
@@ -101,6 +105,50 @@ def test_what_has_no_template_is_tuned_by_metaschedule(tmp_path: Path, cli) -> N
     (other,) = (o for o in document["operators"] if o["kind"] == "other")
     assert (other["source"], other["note"]) == ("tuned" if found["tuned"] else "fallback", "")
     assert document["parity"]["state"] == "passed"
+
+
+def measurements(logs: Path) -> int:
+    """Lines that are on the disk."""
+    return sum(path.read_bytes().count(b"\n") for path in logs.glob(f"*/{MEASURED}"))
+
+
+def ended(command: list[str], logs: Path, number: signal.Signals) -> tuple[int, str]:
+    """Runs until three more candidates are measured, then sends the signal: exit code, stderr."""
+    before = measurements(logs)
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    while measurements(logs) < before + 3:
+        assert process.poll() is None
+        time.sleep(0.005)
+    workers = psutil.Process(process.pid).children(recursive=True)
+    assert workers
+    process.send_signal(number)
+    _, errors = process.communicate()
+    _, alive = psutil.wait_procs(workers, timeout=60)
+    assert not alive  # builder and runner end with it
+    return process.returncode, errors
+
+
+@pytest.mark.slow
+def test_the_same_command_goes_on_and_spends_no_trial_twice(model: Path, tmp_path: Path) -> None:
+    logs = tmp_path / "logs"
+    command = [sys.executable, "-m", "tvm_mobilenet", "tune", str(model), "--json"]
+    command += ["--threads", "1", "--logs", str(logs), "--trials", "30"]
+    code, errors = ended(command, logs, signal.SIGINT)
+    interrupted = measurements(logs)
+    assert code == 130 and f"{interrupted} measurements are kept" in errors, errors
+    code, _ = ended(command, logs, signal.SIGKILL)
+    killed = measurements(logs)
+    assert code == -signal.SIGKILL and killed >= interrupted + 3
+
+    last = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert last.returncode == 0, last.stderr
+    found = json.loads(last.stdout)
+    assert found["reused"] == killed and found["trials"] == 30
+    entries, damaged = MeasuredLog(Path(found["directory"])).read()
+    assert not damaged
+    assert len(entries) == len({(entry.operator, entry.fingerprint) for entry in entries}) == 30
 
 
 @pytest.mark.parametrize(

@@ -48,8 +48,10 @@ class FakeMeasurer:
         self.kernels: list[Any] = []
         self._seconds = seconds
 
-    def measure(self, functions: Sequence[Any]) -> list[Measurement]:
-        results = []
+    def measure(
+        self, functions: Sequence[Any], on_result: Callable[[int, Measurement], None]
+    ) -> list[Measurement]:
+        results: list[Measurement] = []
         for function in functions:
             self.kernels.append(function)
             value = self._seconds(len(self.kernels) - 1, function)
@@ -57,6 +59,7 @@ class FakeMeasurer:
                 results.append(Measurement(None, None, value))
             else:
                 results.append(Measurement(value, (value, value)))
+            on_result(len(results) - 1, results[-1])
         return results
 
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -74,8 +74,15 @@ class Measurer:
         self._target, self._tvm_target = target, target.tvm_target()
         self.spent = {"building": 0.0, "measuring": 0.0}  # seconds
 
-    def measure(self, functions: Sequence[tirx.PrimFunc]) -> list[Measurement]:
-        """One measurement for each kernel; whatever happens to one costs only that one."""
+    def measure(
+        self,
+        functions: Sequence[tirx.PrimFunc],
+        on_result: Callable[[int, Measurement], None] = lambda place, measurement: None,
+    ) -> list[Measurement]:
+        """One measurement for each kernel; whatever happens to one costs only that one.
+
+        on_result: told of each as soon as it is there, with its kernel's place.
+        """
         sets = [copies_of(f, self._target) if self._cold else 1 for f in functions]
         start = time.monotonic()
         modules = [rotating(f, n) for f, n in zip(functions, sets, strict=True)]
@@ -94,11 +101,21 @@ class Measurer:
             )
             for i in whole
         ]
-        for i, future in zip(whole, self.runner.run(inputs), strict=True):
+        for i, result in enumerate(results):
+            if i not in whole:
+                on_result(i, result)
+        for i, future in zip(whole, self._run(inputs), strict=True):
             results[i] = _summary(future.result(), sets[i])
             Path(str(built[i].artifact_path)).unlink(missing_ok=True)
+            on_result(i, results[i])
         self.spent["measuring"] += time.monotonic() - start
         return results
+
+    def _run(self, inputs: list[Any]) -> Iterator[Any]:
+        """Futures in order. LocalRunner's are all done before it returns: it gets one at a time."""
+        if isinstance(self.runner, ms.runner.LocalRunner):
+            return (future for entry in inputs for future in self.runner.run([entry]))
+        return iter(self.runner.run(inputs))
 
     def close(self) -> None:
         """End the workers and remove what was built."""

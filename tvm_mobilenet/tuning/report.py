@@ -68,7 +68,7 @@ class Outcome:
         return sum(t.count * (getattr(t, f"{which}_seconds") or 0.0) for t in self.tasks)
 
 
-SEARCHING = ("choosing candidates", "building", "measuring", "storing")
+SEARCHING = ("choosing candidates", "building", "measuring")
 COLUMNS = (
     "kind",
     "shape",

@@ -188,31 +188,30 @@ class Session:
         return batch
 
     def _measure(self, batch: Sequence[Trial]) -> None:
-        measurements = self._measurer.measure([trial.kernel for trial in batch])
+        def store(place: int, measurement: Measurement) -> None:
+            """On the disk before the next one is measured: nothing that was finished is lost."""
+            self._log.append([self._entry(batch[place], measurement)])
+
+        measurements = self._measurer.measure([trial.kernel for trial in batch], store)
         for name, seconds in self._measurer.spent.items():
             self.clock.spent[name] = seconds
-        start = time.monotonic()
-        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        entries = [
-            Measured(
-                operator=trial.search.task.operator,
-                rule=trial.candidate.rule.name,
-                knobs=dataclasses.asdict(trial.candidate.knobs),
-                fingerprint=trial.fingerprint,
-                setting=dataclasses.asdict(self.place.setting),
-                seconds=measurement.seconds,
-                spread=measurement.spread,
-                error=measurement.error,
-                time=now,
-                seed=self.seed,
-                space="template",
-            )
-            for trial, measurement in zip(batch, measurements, strict=True)
-        ]
-        self._log.append(entries)
         for trial, measurement in zip(batch, measurements, strict=True):
             trial.search.record(trial.candidate, measurement)
-        self.clock.lap("storing", start)
+
+    def _entry(self, trial: Trial, measurement: Measurement) -> Measured:
+        return Measured(
+            operator=trial.search.task.operator,
+            rule=trial.candidate.rule.name,
+            knobs=dataclasses.asdict(trial.candidate.knobs),
+            fingerprint=trial.fingerprint,
+            setting=dataclasses.asdict(self.place.setting),
+            seconds=measurement.seconds,
+            spread=measurement.spread,
+            error=measurement.error,
+            time=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            seed=self.seed,
+            space="template",
+        )
 
     def _list_tasks(self) -> None:
         """Every operator by its share of the time, now that the analytic choice is measured."""
