@@ -26,7 +26,9 @@ def document(path: Path) -> dict[str, Any]:
 
 def test_the_bundle_holds_what_a_device_needs(built: Path) -> None:
     files = {path.relative_to(built).as_posix() for path in built.rglob("*") if path.is_file()}
-    runner = {f"runner/{name}" for name in ("main.cc", "common.h", "npz.h", "CMakeLists.txt")}
+    sources = Path(deploy.__file__).parent / "runner"
+    runner = {f"runner/{path.name}" for path in sources.iterdir()}
+    assert {"runner/CMakeLists.txt", "runner/tvm_mobilenet.h"} < runner
     assert files == {"kernels.zip", "manifest.json", "model.so", "samples.npz"} | runner
     assert set(document(built)["files"]) == files - {"manifest.json"}
     umask = os.umask(0)

@@ -42,7 +42,7 @@ def test_the_bundle_is_proven_and_says_where(bundle: Path) -> None:
     assert document["parity"]["machine"] == "qemu-aarch64 -cpu cortex-a72"
     assert "bin/runner" in document["files"] and "aarch64" in document["tools"]["cross-compiler"]
     text = (bundle / "README.md").read_text()
-    assert "scp bin/runner" in text and "--threads 4 --repeat 100" in text
+    assert "scp bin/runner" in text and "--threads 4 --bench 100" in text
     assert "parity passed under" in text
 
 
@@ -50,9 +50,50 @@ def test_two_files_are_all_that_the_board_needs(bundle: Path, tmp_path: Path) ->
     (tmp_path / "bin").mkdir()
     shutil.copy(bundle / "bin/runner", tmp_path / "bin")
     shutil.copy(bundle / manifest.SAMPLES, tmp_path)
-    done = runner(tmp_path, "--repeat", 3, "--threads", 2)
+    done = runner(tmp_path, "--check", "--bench", 3, "--threads", 2)
     assert done.returncode == 0, done.stderr
     assert "parity passed on 2 samples" in done.stdout and "over 3 runs" in done.stdout
+
+
+def test_the_program_checks_itself_and_its_samples(bundle: Path, tmp_path: Path) -> None:
+    for name in ("bin/runner", manifest.SAMPLES):
+        copy = Path(shutil.copytree(bundle, tmp_path / name.replace("/", "_")))
+        with (copy / name).open("r+b") as file:
+            file.seek((copy / name).stat().st_size // 2)
+            byte = file.read(1)
+            file.seek(-1, 1)
+            file.write(bytes([byte[0] ^ 1]))
+        done = runner(copy)
+        assert done.returncode == 3, done.stdout
+        assert f"{Path(name).name} differs from what was built" in done.stderr
+    program = tmp_path / "bin/runner"
+    program.parent.mkdir()
+    program.write_bytes((bundle / "bin/runner").read_bytes()[:-1])
+    program.chmod(0o755)
+    assert "carries no SHA-256" in runner(tmp_path).stderr
+
+
+@pytest.mark.parametrize("target", ["rpi4", "rpi2"])
+@pytest.mark.needs_tool("qemu-arm", "qemu-user")
+@pytest.mark.needs_tool("arm-linux-gnueabihf-g++", "g++-arm-linux-gnueabihf")
+def test_it_classifies_and_reports_json(
+    target: str, bundle: Path, model_path: Path, tmp_path: Path
+) -> None:
+    program, cpu = "qemu-aarch64", "cortex-a72"
+    if target == "rpi2":
+        bundle = deploy.build(model_path, target=target, output=tmp_path / "b").path
+        program, cpu = "qemu-arm", "cortex-a7"
+    (sample, *_) = load_samples(bundle / manifest.SAMPLES, ["picture"], ["result"])
+    sample.inputs["picture"].tofile(tmp_path / "picture.raw")
+    command = [program, "-cpu", cpu, bundle / "bin/runner", "--json", "--check", "--bench", "2"]
+    command += ["--input", tmp_path / "picture.raw", "--top-k", "3"]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    assert (said["target"], said["verified"]) == (target, True)
+    assert said["parity"]["state"] == "passed" and said["latency_ms"]["runs"] == 2
+    best = np.argsort(-sample.float64["result"][0])[:3]
+    assert [each["class"] for each in said["classes"]] == best.tolist()
 
 
 def test_wrong_samples_fail_and_bad_use_is_refused(bundle: Path, tmp_path: Path) -> None:
@@ -62,7 +103,7 @@ def test_wrong_samples_fail_and_bad_use_is_refused(bundle: Path, tmp_path: Path)
     done = runner(bundle, "--samples", tmp_path / "wrong.npz")
     assert (done.returncode, "FAIL result" in done.stdout) == (5, True)
     assert runner(bundle, "--samples", tmp_path / "gone.npz").returncode == 3
-    for options in (("--only",), ("--repeat", "0"), ("--nothing", "1")):
+    for options in (("--only",), ("--bench", "0"), ("--bundle", "x")):
         assert runner(bundle, *options).returncode == 2
 
 

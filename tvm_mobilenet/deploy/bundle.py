@@ -16,15 +16,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tvm_mobilenet.deploy.device import Runner, readme
-from tvm_mobilenet.deploy.library import cpu_features, export_library
+from tvm_mobilenet.deploy.device import Runner, readme, seal
+from tvm_mobilenet.deploy.library import cpu_features, export_library, output_values
 from tvm_mobilenet.errors import InputError
 from tvm_mobilenet.parity.samples import Sample, save_samples
 from tvm_mobilenet.runtime import host, manifest
 
 if TYPE_CHECKING:
-    import onnx
-
     from tvm_mobilenet.compiler_pass.pipeline import Compiled
     from tvm_mobilenet.imaging import Preprocessing
     from tvm_mobilenet.parity import ParityReport
@@ -88,7 +86,7 @@ def write_bundle(
         document = _document(compiled, parity, preprocessing, threads)
         if runner is not None:
             (staging / "bin").mkdir()
-            shutil.copy(runner.path, staging / "bin" / "runner")
+            seal(shutil.copy(runner.path, staging / "bin" / "runner"), staging / manifest.SAMPLES)
             (staging / "README.md").write_text(readme(compiled, parity, path.name), "utf-8")
             document["tools"]["cross-compiler"] = runner.toolchain
         document["files"] = {
@@ -130,7 +128,7 @@ def _document(
         "model": {"name": imported.name, "source": imported.source},
         "inputs": [dataclasses.asdict(info) for info in imported.inputs],
         "outputs": [
-            {**dataclasses.asdict(info), "values": _meaning(imported.onnx, info.name)}
+            {**dataclasses.asdict(info), "values": output_values(imported.onnx, info.name)}
             for info in imported.outputs
         ],
         "preprocessing": None if preprocessing is None else preprocessing.to_json(),
@@ -144,12 +142,6 @@ def _document(
         "operators": [dataclasses.asdict(operator) for operator in compiled.operators],
         "parity": parity.to_json(),
     }
-
-
-def _meaning(model: onnx.ModelProto, output: str) -> str:
-    """What an output's values are: "probabilities" behind a softmax, else "scores"."""
-    maker = {name: node.op_type for node in model.graph.node for name in node.output}
-    return "probabilities" if maker.get(output) == "Softmax" else "scores"
 
 
 def _refuse_foreign_files(bundle: Path, output: str | Path) -> None:

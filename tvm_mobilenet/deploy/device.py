@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING
 from tvm_mobilenet.deploy.network import plan, write_sources
 from tvm_mobilenet.deploy.toolchain import Toolchain, installed
 from tvm_mobilenet.parity import ParityReport
+from tvm_mobilenet.runtime.manifest import file_digest
 
 if TYPE_CHECKING:
     from tvm_mobilenet.compiler_pass.pipeline import Compiled
 
 _HERE = Path(__file__).parent
-_SOURCES = ("runner.cc", "runtime.cc")
+_SOURCES = ("runner/main.cc", "standalone/model.cc", "standalone/runtime.cc")
+_SEAL = "\nTVM-MOBILENET-SHA256 {program} {samples}\n"  # standalone/model.cc reads it
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ def build_runner(
         toolchain.run(
             *("-std=c++17", "-O1", "-pthread", *form),  # the kernels are compiled already
             *(f"-I{path}" for path in headers),
-            *(_HERE / "standalone" / name for name in _SOURCES),
+            *(_HERE / name for name in _SOURCES),
             *("network.cc", "weights.s"),
             *sorted(objects.glob("lib*.o")),
             *("-lm", "-o", output),
@@ -57,6 +59,13 @@ def build_runner(
             cwd=place,
         )
     return Runner(output, toolchain.version)
+
+
+def seal(program: str | Path, samples: Path) -> None:
+    """Append the SHA-256 of the program and of the samples to the program, which checks them."""
+    digests = _SEAL.format(program=file_digest(Path(program)), samples=file_digest(samples))
+    with Path(program).open("ab") as file:
+        file.write(digests.encode())
 
 
 def readme(compiled: Compiled, parity: ParityReport, name: str) -> str:
@@ -77,12 +86,15 @@ Copy `bin/runner` and `samples.npz` to the board; nothing else is needed there:
     ssh BOARD mkdir -p {name}/bin
     scp bin/runner BOARD:{name}/bin/ && scp samples.npz BOARD:{name}/
 
-Run on the board, the first to prove it equal to PyTorch there, the second to time it:
+Run on the board, the first to prove it equal to PyTorch there, the second to time it, the third for
+the best classes of an array (`--json` with each for one JSON document):
 
     {name}/bin/runner
-    {name}/bin/runner --threads {target.cores} --repeat 100
+    {name}/bin/runner --threads {target.cores} --bench 100
+    {name}/bin/runner --input PICTURE.npy
 
-Exit code 0: passed; 5: the outputs are wrong; 3: it cannot run there, with the reason.
+Exit code 0: passed; 5: the outputs are wrong; 3: it cannot run there or a file is damaged, with the
+reason. The program compares itself and the samples with their SHA-256 first.
 
 `model.so` is the same code for TVM's runtime (Python, RPC, or an own program, built as `runner/`
 is); `manifest.json` says what every file is.

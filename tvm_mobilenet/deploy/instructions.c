@@ -1,5 +1,5 @@
-// QEMU plugin: executed instructions so far, noted whenever the guest enters `operator_begins`.
-// One line a note goes to the file given as out=FILE. For guests with one thread.
+// QEMU plugin: executed instructions so far, noted whenever the guest enters `operator_begins` and
+// at its end. One line a note goes to the file given as out=FILE. For guests with one thread.
 //
 // QEMU's header is not in Debian's package: these are its declarations (qemu-plugin.h, version 1).
 #include <stdbool.h>
@@ -56,6 +56,7 @@ static void ended(qemu_plugin_id_t id, void* data) {
   FILE* file = fopen(path, "w");
   if (file == NULL) return;  // the reader misses the file
   for (size_t i = 0; i < noted; ++i) fprintf(file, "%llu\n", (unsigned long long)notes[i]);
+  fprintf(file, "%llu\n", (unsigned long long)executed);
   fclose(file);
 }
 

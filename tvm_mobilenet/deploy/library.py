@@ -14,6 +14,8 @@ from tvm_mobilenet.errors import InputError
 from tvm_mobilenet.runtime import host
 
 if TYPE_CHECKING:
+    import onnx
+
     from tvm_mobilenet.compiler_pass.pipeline import Compiled
     from tvm_mobilenet.targets import TargetSpec
 
@@ -79,3 +81,9 @@ def cpu_features(target: TargetSpec) -> tuple[str, ...]:
     present = {str(name) for name in codegen.llvm_get_cpu_features(target.host_target())}
     names = host.feature_names(host.architecture(target.mtriple))
     return tuple(sorted(linux for llvm, linux in names.items() if llvm in present))
+
+
+def output_values(model: onnx.ModelProto, output: str) -> str:
+    """What an output's values are: "probabilities" behind a softmax, else "scores"."""
+    maker = {name: node.op_type for node in model.graph.node for name in node.output}
+    return "probabilities" if maker.get(output) == "Softmax" else "scores"

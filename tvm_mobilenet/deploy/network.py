@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tvm_mobilenet.deploy.library import cpu_features
+from tvm_mobilenet.deploy.library import cpu_features, output_values
 from tvm_mobilenet.parity.judge import FACTOR, FLOOR_ULPS
 
 if TYPE_CHECKING:
@@ -22,12 +23,19 @@ _DLPACK_CODES = {"int": 0, "uint": 1, "float": 2}  # DLDataTypeCode
 
 @dataclass(frozen=True)
 class Tensor:
-    """One argument of a kernel. `offset`: in bytes in its place; an input is a place by itself."""
+    """One argument of a kernel. `offset`: in bytes in its place; inputs lie in the arena too."""
 
     shape: tuple[int, ...]
     dtype: str
-    place: str  # "Input", "Arena" or "Weights"
+    place: str  # "Arena" or "Weights"
     offset: int
+
+    @property
+    def bytes(self) -> int:
+        """Its size."""
+        import numpy as np
+
+        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
 
 @dataclass
@@ -70,8 +78,11 @@ def plan(main: Any) -> Network:
         return number
 
     for parameter in main.params:
-        dtype = str(parameter.ty.dtype)
-        tensors[parameter] = add(Tensor(shape(parameter.ty.shape), dtype, "Input", 0))
+        own = Tensor(
+            shape(parameter.ty.shape), str(parameter.ty.dtype), "Arena", network.arena_bytes
+        )
+        tensors[parameter] = add(own)
+        network.arena_bytes += _aligned(own.bytes)
     for block in main.body.blocks:
         for binding in block.bindings:
             variable, value = binding.var, binding.value
@@ -93,8 +104,6 @@ def plan(main: Any) -> Network:
                 tensors[variable] = add(Tensor(shape(variable.ty.shape), dtype, "Arena", offset))
             elif getattr(getattr(value, "op", None), "global_symbol", "") == "vm.builtin.reshape":
                 old = network.tensors[argument(value.args[0])]
-                if old.place == "Input":
-                    raise NotImplementedError("the runner without TVM cannot reshape an input")
                 tensors[variable] = add(
                     Tensor(shape(variable.ty.shape), old.dtype, old.place, old.offset)
                 )
@@ -111,8 +120,13 @@ def plan(main: Any) -> Network:
 def write_sources(network: Network, compiled: Compiled, directory: Path, threads: int) -> None:
     """Write network.cc, weights.s and weights.bin. threads: the default; 0 is all usable CPUs."""
     imported = compiled.imported
-    inputs = [(info.name, i) for i, info in enumerate(imported.inputs)]  # the first tensors
-    outputs = [(info.name, i) for info, i in zip(imported.outputs, network.outputs, strict=True)]
+    inputs = [  # the first tensors
+        f'{{{_text(info.name)}, {i}, ""}}' for i, info in enumerate(imported.inputs)
+    ]
+    outputs = [
+        f"{{{_text(info.name)}, {i}, {_text(output_values(imported.onnx, info.name))}}}"
+        for info, i in zip(imported.outputs, network.outputs, strict=True)
+    ]
     kernels = sorted({name for name, _ in network.calls})
     text = [
         '#include "network.h"\n\nextern "C" {\n',
@@ -127,8 +141,10 @@ def write_sources(network: Network, compiled: Compiled, directory: Path, threads
             "calls",
             (f"{{{_text(name)}, {_symbol(name)}, {_list(a)}}}" for name, a in network.calls),
         ),
-        _table("Named", "inputs", (f"{{{_text(name)}, {i}}}" for name, i in inputs)),
-        _table("Named", "outputs", (f"{{{_text(name)}, {i}}}" for name, i in outputs)),
+        _table("Named", "inputs", inputs),
+        _table("Named", "outputs", outputs),
+        f"const char* const name = {_text(imported.name)};\n",
+        f"const char* const target = {_text(compiled.target.name)};\n",
         _table("std::string", "cpu_features", map(_text, cpu_features(compiled.target))),
         _table("int", "affinity", map(str, compiled.target.affinity)),
         f"const size_t arena_bytes = {network.arena_bytes};\n",

@@ -1,211 +1,271 @@
-// Runs the bundle with TVM's runtime alone: proves parity on the stored samples, or times it.
+// Runs a bundle without Python: proves parity, measures, classifies.
 //
-//   runner [--bundle DIR] [--threads N] [--repeat N]
+//   runner [--check] [--bench N] [--input FILE ...] [--top-k K] [--threads T] [--json]
+//          [--samples FILE] [--outputs FILE] [--no-verify] [--only N] [--bundle DIR]
 //
-// Without --repeat: runs every sample and holds the outputs against PyTorch's, float32 and float64,
-// by the rule of the build (see parity in manifest.json). With --repeat: that, then N timed runs.
-// Exit codes: 0 done; 2 usage; 3 the bundle cannot be used; 5 parity failed.
+// --check, which is what it does without any of --bench, --input and --only: runs every sample and
+// holds the outputs against PyTorch's, float32 and float64, by the rule of the build. --bench: N
+// timed runs, each beside one of the compiled network alone, whose difference is what this program
+// adds. --input: the best classes for a .npy file, or one of raw little-endian values, one for each
+// input. Every file is compared with its SHA-256 first, unless --no-verify is given. --samples: other
+// samples than the bundle's. --outputs: what came out, as raw values. --only: runs the first sample N
+// times and nothing else, for counting instructions. --bundle: not for a program that has its network
+// linked in.
+// Exit codes: 0 done; 2 usage; 3 the bundle or a file cannot be used here; 5 parity failed.
 
-#include <tvm/ffi/container/array.h>
-#include <tvm/ffi/container/map.h>
-#include <tvm/ffi/container/tensor.h>
-#include <tvm/ffi/extra/json.h>
-#include <tvm/ffi/extra/module.h>
-#include <tvm/ffi/function.h>
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <functional>
+#include <numeric>
 
-#include <filesystem>
-#include <thread>
-
-#include "common.h"
+#include "model.h"
 #include "npz.h"
+#include "report.h"
 
-namespace ffi = tvm::ffi;
-namespace json = tvm::ffi::json;
+namespace {
+
+constexpr char kUsage[] =
+    "[--check] [--bench N] [--input FILE ...] [--top-k K] [--threads T] [--json]\n"
+    "       [--samples FILE] [--outputs FILE] [--no-verify] [--only N]"
+#ifdef BUNDLE_DIRECTORY
+    " [--bundle DIR]"
+#endif
+    ;
 
 struct Options {
-  std::string bundle = BUNDLE_DIRECTORY;
-  int threads = 0;  // 0: as the bundle was built, else one for each usable CPU
-  int repeat = 0;
+  bool check = false, json = false, no_verify = false;
+  int bench = 0, only = 0, threads = 0, top_k = 5;
+  std::vector<std::string> files;
+  std::string bundle, samples, outputs;
 };
 
-constexpr char kUsage[] = "[--bundle DIR] [--threads N] [--repeat N]";
-
-struct Allocator {  // compiled code loads whole vectors from its inputs
-  static constexpr size_t kAlignment = 64;
-  void AllocData(DLTensor* tensor) {
-    const size_t bytes = ffi::GetDataSize(*tensor);
-    tensor->data = std::aligned_alloc(kAlignment, (bytes / kAlignment + 1) * kAlignment);
-    if (tensor->data == nullptr) throw std::bad_alloc();
-  }
-  void FreeData(DLTensor* tensor) { std::free(tensor->data); }
-};
-
-ffi::Tensor to_tensor(const npz::Array& array) {
-  const uint8_t bits = array.dtype == "<f8" ? 64 : 32;
-  ffi::Tensor tensor = ffi::Tensor::FromNDAlloc(
-      Allocator(), ffi::ShapeView(array.shape.data(), array.shape.size()),
-      DLDataType{kDLFloat, bits, 1}, DLDevice{kDLCPU, 0});
-  std::memcpy(tensor.data_ptr(), array.bytes.data(), array.bytes.size());
-  return tensor;
+[[noreturn]] void usage(const std::string& problem) {
+  std::fprintf(stderr, "runner: %s\nusage: runner %s\n", problem.c_str(), kUsage);
+  std::exit(2);
 }
 
-// The model in TVM's virtual machine.
-class Model {
+int positive(const std::string& text) {
+  char* end = nullptr;
+  const long value = std::strtol(text.c_str(), &end, 10);
+  if (*end != '\0' || value < 1 || value > 1000000) usage("'" + text + "' is no positive number");
+  return static_cast<int>(value);
+}
+
+Options parse(int argc, char** argv) {
+  Options options;
+#ifdef BUNDLE_DIRECTORY
+  options.bundle = BUNDLE_DIRECTORY;
+#endif
+  const std::map<std::string, bool*> flags = {
+      {"--check", &options.check}, {"--json", &options.json}, {"--no-verify", &options.no_verify}};
+  const std::map<std::string, int*> numbers = {{"--bench", &options.bench},
+                                               {"--only", &options.only},
+                                               {"--threads", &options.threads},
+                                               {"--top-k", &options.top_k}};
+  const std::map<std::string, std::string*> texts = {
+#ifdef BUNDLE_DIRECTORY
+      {"--bundle", &options.bundle},
+#endif
+      {"--samples", &options.samples},
+      {"--outputs", &options.outputs}};
+  for (int i = 1; i < argc; ++i) {
+    const std::string name = argv[i];
+    if (flags.count(name)) {
+      *flags.at(name) = true;
+      continue;
+    }
+    if (!numbers.count(name) && !texts.count(name) && name != "--input") {
+      usage("unknown option '" + name + "'");
+    }
+    if (++i == argc) usage("'" + name + "' lacks its value");
+    if (numbers.count(name)) {
+      *numbers.at(name) = positive(argv[i]);
+    } else if (texts.count(name)) {
+      *texts.at(name) = argv[i];
+    } else {
+      options.files.emplace_back(argv[i]);
+    }
+  }
+  if (options.bench == 0 && options.only == 0 && options.files.empty()) options.check = true;
+  return options;
+}
+
+// What goes in and comes out of one model, in memory of its own.
+class Session {
  public:
-  explicit Model(const std::string& path)
-      : library_(ffi::Module::LoadFromFile(path)),
-        machine_(function(library_, "vm_load_executable")().cast<ffi::Module>()) {
-    constexpr int kPooledAllocator = 2;
-    function(machine_, "vm_initialization")(static_cast<int>(kDLCPU), 0, kPooledAllocator);
-    main_ = function(machine_, "main");
+  explicit Session(Model& model) : model_(model) {
+    for (const TensorInfo& tensor : model.inputs) inputs_.push_back(allocate(tensor.bytes));
+    for (const TensorInfo& tensor : model.outputs) outputs_.push_back(allocate(tensor.bytes));
+    for (const Memory& memory : inputs_) in_.push_back(memory.get());
+    for (const Memory& memory : outputs_) out_.push_back(memory.get());
   }
 
-  std::vector<ffi::Tensor> run(const std::vector<ffi::Tensor>& inputs) const {
-    const std::vector<ffi::AnyView> arguments(inputs.begin(), inputs.end());
-    ffi::Any result;
-    main_.CallPacked(arguments.data(), static_cast<int>(arguments.size()), &result);
-    if (auto single = result.as<ffi::Tensor>()) return {*single};
-    std::vector<ffi::Tensor> outputs;
-    for (const ffi::Tensor& output : result.cast<ffi::Array<ffi::Tensor>>()) {
-      outputs.push_back(output);
+  void set_input(size_t i, const std::vector<char>& bytes, const std::string& source) {
+    const TensorInfo& tensor = model_.inputs.at(i);
+    if (bytes.size() != tensor.bytes) {
+      throw std::runtime_error(source + " has " + std::to_string(bytes.size()) + " bytes, input '" +
+                               tensor.name + "' takes " + std::to_string(tensor.bytes));
     }
-    return outputs;
+    std::memcpy(inputs_[i].get(), bytes.data(), bytes.size());
+  }
+
+  void run() { model_.run(in_.data(), out_.data()); }
+
+  const float* scores(size_t i) const {
+    if (model_.outputs.at(i).dtype != "float32") throw std::runtime_error("no float32 output");
+    return reinterpret_cast<const float*>(outputs_[i].get());
+  }
+
+  void write(std::ofstream& file) const {
+    for (size_t i = 0; i < outputs_.size(); ++i) {
+      file.write(outputs_[i].get(), static_cast<std::streamsize>(model_.outputs[i].bytes));
+    }
   }
 
  private:
-  static ffi::Function function(const ffi::Module& module, const char* name) {
-    return module->GetFunction(name).value();
-  }
-
-  ffi::Module library_;
-  ffi::Module machine_;
-  ffi::Function main_;
+  Model& model_;
+  std::vector<Memory> inputs_, outputs_;
+  std::vector<const void*> in_;
+  std::vector<void*> out_;
 };
 
-json::Object read_manifest(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  const std::string text((std::istreambuf_iterator<char>(file)), {});
-  if (text.empty()) throw std::runtime_error(path + " is missing or empty");
-  return json::Parse(text).cast<json::Object>();
-}
+using Samples = std::map<std::string, npz::Array>;
 
-// A truncated library would end the process: sizes are compared, hashes only by the Python runtime.
-void check_sizes(const std::string& bundle, const json::Object& files) {
-  for (const auto& [name, entry] : files) {
-    const std::string path = bundle + "/" + std::string(name.cast<ffi::String>());
-    std::error_code error;
-    const auto size = std::filesystem::file_size(path, error);
-    if (error || static_cast<int64_t>(size) != entry.cast<json::Object>()["size"].cast<int64_t>()) {
-      throw std::runtime_error(path + " is missing or differs from what was built");
-    }
+void set_sample(Session& session, const Model& model, const Samples& samples, int number) {
+  for (size_t i = 0; i < model.inputs.size(); ++i) {
+    const std::string name = std::to_string(number) + ".input." + std::to_string(i);
+    if (!samples.count(name)) throw std::runtime_error("the samples lack " + name);
+    session.set_input(i, samples.at(name).bytes, "a sample");
   }
 }
 
-std::vector<int> affinity(const json::Object& target) {
-  std::vector<int> cpus;
-  if (target.count("affinity") == 0) return cpus;
-  for (const ffi::Any& entry : target["affinity"].cast<json::Array>()) {
-    cpus.push_back(entry.cast<int>());
-  }
-  return cpus;
-}
-
-std::vector<std::string> cpu_features(const json::Object& target) {
-  std::vector<std::string> names;
-  for (const ffi::Any& entry : target["cpu_features"].cast<json::Array>()) {
-    names.push_back(entry.cast<std::string>());
-  }
-  return names;
-}
-
-// Spreads work over `threads` of the CPUs usable here, and binds no thread to one of them. Where
-// `affinity` has CPUs that are usable here, only those: the kind of core the bundle was built for.
-void use_threads(int threads, const std::vector<int>& affinity) {
-  ffi::Array<ffi::String> cpus;
-#ifdef __linux__
-  const cpu_set_t usable = choose_cpus(affinity);
-  for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
-    if (CPU_ISSET(cpu, &usable)) cpus.push_back(std::to_string(cpu));
-  }
-#else
-  (void)affinity;
-  for (unsigned cpu = 0; cpu < std::thread::hardware_concurrency(); ++cpu) {
-    cpus.push_back(std::to_string(cpu));
-  }
-#endif
-  const int most = static_cast<int>(cpus.size());
-  threads = threads == 0 ? most : std::min(threads, most);
-  constexpr int kShareAllCores = -3;
-  const auto configure = ffi::Function::GetGlobalRequired("runtime.config_threadpool");
-  configure(kShareAllCores, most, cpus);  // creates the pool in full: it cannot grow
-  configure(kShareAllCores, threads, cpus, threads);  // on one thread, work skips the pool
-}
-
-bool prove_parity(const Model& model, const std::map<std::string, npz::Array>& samples,
-                  const json::Object& manifest) {
-  const auto parity = manifest["parity"].cast<json::Object>();
-  const auto factor = parity["factor"].cast<double>();
-  const auto floor_ulps = parity["floor_ulps"].cast<double>();
-  const auto inputs = manifest["inputs"].cast<json::Array>();
-  const auto outputs = manifest["outputs"].cast<json::Array>();
-  std::vector<Errors> errors(outputs.size());
-  int count = 0;
-  for (; samples.count(std::to_string(count) + ".input.0"); ++count) {
-    const std::string sample = std::to_string(count);
-    std::vector<ffi::Tensor> arguments;
-    for (size_t i = 0; i < inputs.size(); ++i) {
-      arguments.push_back(to_tensor(samples.at(sample + ".input." + std::to_string(i))));
-    }
-    const std::vector<ffi::Tensor> results = model.run(arguments);
-    for (size_t i = 0; i < outputs.size(); ++i) {
-      const npz::Array& torch32 = samples.at(sample + ".float32." + std::to_string(i));
-      const npz::Array& exact = samples.at(sample + ".float64." + std::to_string(i));
-      if (results.at(i).numel() != static_cast<int64_t>(exact.size())) {
+std::vector<Errors> check(Session& session, const Model& model, const Samples& samples,
+                          std::ofstream& outputs, int& count) {
+  std::vector<Errors> errors(model.outputs.size());
+  for (count = 0; samples.count(std::to_string(count) + ".input.0"); ++count) {
+    set_sample(session, model, samples, count);
+    session.run();
+    for (size_t i = 0; i < errors.size(); ++i) {
+      const std::string number = std::to_string(count), place = "." + std::to_string(i);
+      const npz::Array& torch32 = samples.at(number + ".float32" + place);
+      const npz::Array& exact = samples.at(number + ".float64" + place);
+      if (exact.size() * sizeof(float) != model.outputs[i].bytes) {
         throw std::runtime_error("an output's size differs from the sample's");
       }
-      const float* got = static_cast<const float*>(results[i].data_ptr());
+      const float* got = session.scores(i);
       for (size_t j = 0; j < exact.size(); ++j) errors[i].add(got[j], torch32[j], exact[j]);
     }
+    if (outputs.is_open()) session.write(outputs);
   }
-  if (count == 0) throw std::runtime_error("the bundle has no samples");
-  bool passed = true;
-  for (size_t i = 0; i < outputs.size(); ++i) {
-    const auto name = outputs[i].cast<json::Object>()["name"].cast<std::string>();
-    passed = verdict(name, errors[i], factor, floor_ulps) && passed;
-  }
-  std::printf("parity %s on %d samples\n", passed ? "passed" : "failed", count);
-  return passed;
+  if (count == 0) throw std::runtime_error("there are no samples");
+  return errors;
 }
 
-void measure(const Model& model, const std::map<std::string, npz::Array>& samples, size_t inputs,
-             int repeat) {
-  std::vector<ffi::Tensor> arguments;
-  for (size_t i = 0; i < inputs; ++i) {
-    arguments.push_back(to_tensor(samples.at("0.input." + std::to_string(i))));
+Latency bench(Session& session, Model& model, int repeat) {
+  std::vector<double> times, bare;
+  const auto timed = [](std::vector<double>& into, const std::function<void()>& work) {
+    const auto start = std::chrono::steady_clock::now();
+    work();
+    const std::chrono::duration<double, std::milli> time = std::chrono::steady_clock::now() - start;
+    into.push_back(time.count());
+  };
+  constexpr int kWarmUp = 5;
+  for (int i = 0; i < kWarmUp; ++i) session.run();
+  for (int i = 0; i < repeat; ++i) {  // in turns: what else the machine does hits both alike
+    timed(times, [&] { session.run(); });
+    timed(bare, [&] { model.bare_call(); });
   }
-  measure(repeat, [&] { model.run(arguments); });
+  return Latency(std::move(times), std::move(bare));
 }
+
+std::vector<char> read_input(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  const std::string data((std::istreambuf_iterator<char>(file)), {});
+  if (data.empty()) throw std::runtime_error(path + " is missing or empty");
+  if (data.compare(0, 6, "\x93NUMPY") == 0) return npz::parse(data).bytes;
+  return {data.begin(), data.end()};
+}
+
+// The best classes of each row of the first output.
+std::vector<Ranked> classify(Session& session, const Model& model,
+                             const std::vector<std::string>& files, int top_k) {
+  if (files.size() != model.inputs.size()) {
+    usage("--input is needed once for each of the model's " + std::to_string(model.inputs.size()) +
+          " inputs");
+  }
+  for (size_t i = 0; i < files.size(); ++i) session.set_input(i, read_input(files[i]), files[i]);
+  session.run();
+  const TensorInfo& output = model.outputs.at(0);
+  const size_t total = output.bytes / sizeof(float);
+  const auto rows = static_cast<size_t>(output.shape.empty() ? 1 : output.shape[0]);
+  const size_t classes = total / rows;
+  std::vector<Ranked> ranking;
+  for (size_t row = 0; row < rows; ++row) {
+    const float* scores = session.scores(0) + row * classes;
+    std::vector<double> shares(scores, scores + classes);
+    if (output.values != "probabilities") {
+      const double most = *std::max_element(shares.begin(), shares.end());
+      double sum = 0;
+      for (double& share : shares) sum += share = std::exp(share - most);
+      for (double& share : shares) share /= sum;
+    }
+    std::vector<size_t> order(classes);
+    std::iota(order.begin(), order.end(), size_t{0});
+    std::stable_sort(order.begin(), order.end(),
+                     [&](size_t a, size_t b) { return shares[a] > shares[b]; });
+    for (size_t rank = 0; rank < std::min(classes, static_cast<size_t>(top_k)); ++rank) {
+      ranking.push_back({row, rank + 1, order[rank], shares[order[rank]]});
+    }
+  }
+  return ranking;
+}
+
+}  // namespace
 
 int main(int argc, char** argv) {
-  Options options;
-  parse(argc, argv, kUsage, {{"--bundle", &options.bundle}},
-        {{"--threads", &options.threads}, {"--repeat", &options.repeat}});
+  const Options options = parse(argc, argv);
   try {
-    const json::Object manifest = read_manifest(options.bundle + "/manifest.json");
-    check_sizes(options.bundle, manifest["files"].cast<json::Object>());
-    const auto target = manifest["target"].cast<json::Object>();
-    check_cpu(cpu_features(target));
-    const auto stored_threads = manifest["threads"].as<int>().value_or(0);
-    use_threads(options.threads > 0 ? options.threads : stored_threads, affinity(target));
-    const auto samples = npz::load(options.bundle + "/samples.npz");
-    const Model model(options.bundle + "/model.so");
-    if (!prove_parity(model, samples, manifest)) return 5;
-    if (options.repeat > 0) {
-      measure(model, samples, manifest["inputs"].cast<json::Array>().size(), options.repeat);
+    Model model(options.bundle, options.threads, !options.no_verify);
+    Session session(model);
+    Report report(model, options.json);
+    const bool needs_samples = options.check || options.bench > 0 || options.only > 0;
+    Samples samples;
+    if (needs_samples) {
+      samples = npz::load(options.samples.empty() ? model.samples : options.samples);
+      set_sample(session, model, samples, 0);
     }
+    if (options.only > 0) {
+      session.run();
+      for (int i = 1; i < options.only; ++i) model.bare_call();
+      return 0;
+    }
+    std::ofstream outputs;
+    if (!options.outputs.empty()) outputs.open(options.outputs, std::ios::binary);
+    bool passed = true;
+    if (options.check) {
+      int count = 0;
+      const auto errors = check(session, model, samples, outputs, count);
+      passed = report.parity(errors, count);
+    }
+    if (passed && options.bench > 0) {
+      set_sample(session, model, samples, 0);
+      report.latency(bench(session, model, options.bench));
+    }
+    if (passed && !options.files.empty()) {
+      report.classes(classify(session, model, options.files, options.top_k));
+      if (outputs.is_open()) session.write(outputs);
+    }
+    if (!options.outputs.empty() && !outputs.flush()) {
+      throw std::runtime_error(options.outputs + " cannot be written");
+    }
+    report.finish();
+    return passed ? 0 : 5;
   } catch (const std::exception& error) {
-    std::fprintf(stderr, "runner: %s\n", error.what());
+    const std::string text = error.what();
+    std::fprintf(stderr, "runner: %s\n", text.substr(0, text.find('\n')).c_str());
     return 3;
   }
-  return 0;
 }

@@ -10,13 +10,13 @@
 
 namespace network {
 
-enum class Place { kInput, kArena, kWeights };
+enum class Place { kArena, kWeights };
 
 struct Tensor {
   std::vector<int64_t> shape;
   DLDataType dtype;
   Place place;
-  size_t offset;  // in bytes, from the start of the arena or the weights; 0 for an input
+  size_t offset;  // in bytes, from the start of the arena or the weights
 };
 
 struct Call {  // of a kernel, on tensors by their place in `tensors`
@@ -28,11 +28,13 @@ struct Call {  // of a kernel, on tensors by their place in `tensors`
 struct Named {
   const char* name;
   int tensor;
+  const char* values;  // of an output: "scores" or "probabilities"
 };
 
 extern const std::vector<Tensor> tensors;
 extern const std::vector<Call> calls;  // in order of execution
 extern const std::vector<Named> inputs, outputs;
+extern const char *const name, *const target;
 extern const size_t arena_bytes;
 extern const std::vector<std::string> cpu_features;  // by Linux's names: what the code may use
 extern const std::vector<int> affinity;  // the CPUs that it was built for; none: any

@@ -1,5 +1,9 @@
 #include "runtime.h"
 
+#include <dlfcn.h>
+#include <limits.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <atomic>
 #include <condition_variable>
@@ -9,9 +13,9 @@
 #include <mutex>
 #include <thread>
 
-#include "common.h"
+#include "cpu.h"
 
-namespace {
+namespace runtime {
 
 struct Group {  // TVMParallelGroupEnv of tvm/runtime/c_backend_api.h
   void* sync_handle;
@@ -24,8 +28,14 @@ class Pool {
  public:
   explicit Pool(int threads) : threads_(threads) {
     for (int task = 1; task < threads; ++task) {
-      std::thread([this, task] { serve(task); }).detach();  // they end with the process
+      workers_.emplace_back([this, task] { serve(task); });
     }
+  }
+
+  ~Pool() {
+    ended_ = true;
+    next_round();
+    for (std::thread& worker : workers_) worker.join();
   }
 
   int run(Task task, void* data) {
@@ -35,17 +45,21 @@ class Pool {
     data_ = data;
     failed_ = 0;
     left_ = threads_ - 1;
-    {
-      const std::lock_guard<std::mutex> lock(mutex_);
-      round_.fetch_add(1, std::memory_order_release);
-    }
-    wake_.notify_all();
+    next_round();
     const int failed = task(0, &group, data);
     while (left_.load(std::memory_order_acquire) != 0) std::this_thread::yield();
     return failed != 0 ? failed : failed_.load();
   }
 
  private:
+  void next_round() {
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      round_.fetch_add(1, std::memory_order_release);
+    }
+    wake_.notify_all();
+  }
+
   void serve(int number) {
     constexpr int kSpins = 20000;  // the next loop mostly follows at once: sleeping would cost more
     for (unsigned seen = 0;; ++seen) {
@@ -56,6 +70,7 @@ class Pool {
         std::unique_lock<std::mutex> lock(mutex_);
         wake_.wait(lock, [&] { return round_.load(std::memory_order_acquire) != seen; });
       }
+      if (ended_) return;
       Group group{nullptr, threads_};
       if (const int failed = task_(number, &group, data_)) failed_ = failed;
       left_.fetch_sub(1, std::memory_order_release);
@@ -65,17 +80,23 @@ class Pool {
   const int threads_;
   Task task_ = nullptr;
   void* data_ = nullptr;
+  std::atomic<bool> ended_{false};
   std::atomic<int> failed_{0}, left_{0};
   std::atomic<unsigned> round_{0};
   std::mutex mutex_;
   std::condition_variable wake_;
+  std::vector<std::thread> workers_;
 };
 
-Pool* pool = nullptr;
+}  // namespace runtime
+
+namespace {
+
+thread_local runtime::Pool* pool = nullptr;  // of the model that this thread runs
 std::mutex error_mutex;
 std::string error;
 
-extern "C" int launch(Task task, void* data, int /*num_task: TVM's code asks for all*/) {
+extern "C" int launch(runtime::Task task, void* data, int /*num_task: TVM's code asks for all*/) {
   return pool->run(task, data);
 }
 
@@ -93,15 +114,31 @@ extern "C" int free_workspace(int, int, void* memory) {
 
 namespace runtime {
 
-void use_threads(int threads, const std::vector<int>& affinity) {
+std::shared_ptr<Pool> make_pool(int threads, const std::vector<int>& affinity) {
   const cpu_set_t usable = choose_cpus(affinity);
   const int most = std::max(1, CPU_COUNT(&usable));
-  pool = new Pool(threads == 0 ? most : std::min(threads, most));
+  return std::make_shared<Pool>(threads == 0 ? most : std::min(threads, most));
 }
+
+Use::Use(Pool& used) { pool = &used; }
+Use::~Use() { pool = nullptr; }
 
 std::string last_error() {
   const std::lock_guard<std::mutex> lock(error_mutex);
   return error;
+}
+
+std::string this_file() {
+  Dl_info info{};
+  char path[PATH_MAX];
+  // A static program has no dynamic linker to ask.
+  if (dladdr(reinterpret_cast<void*>(&launch), &info) != 0 && info.dli_fname != nullptr &&
+      realpath(info.dli_fname, path) != nullptr) {
+    return path;
+  }
+  const ssize_t length = readlink("/proc/self/exe", path, sizeof path);
+  if (length <= 0) throw std::runtime_error("/proc/self/exe cannot be read");
+  return std::string(path, static_cast<size_t>(length));
 }
 
 }  // namespace runtime

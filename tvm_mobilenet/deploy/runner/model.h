@@ -1,0 +1,61 @@
+// A model that is ready to run. Two sources implement it: model.cc of runner/ with TVM's virtual
+// machine, and that of standalone/ with the kernels linked in.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstdlib>
+#include <memory>
+#include <mutex>
+#include <new>
+#include <string>
+#include <vector>
+
+struct TensorInfo {
+  std::string name, dtype;
+  std::vector<int64_t> shape;
+  size_t bytes;
+  std::string values;  // of an output: "scores" or "probabilities"
+};
+
+class Model {
+ public:
+  // Opens a bundle's directory ("": where the build says). verify: compare files with their hashes.
+  // threads: 0 as it was built, else one for each usable CPU. Throws std::runtime_error.
+  Model(const std::string& bundle, int threads, bool verify);
+  ~Model();
+
+  // Reads inputs[i] and writes outputs[i]; calls from several threads take turns.
+  void run(const void* const* inputs, void* const* outputs);
+
+  // The compiled network alone on the inputs of the last run: what `run` is measured against.
+  void bare_call();
+
+  std::vector<TensorInfo> inputs, outputs;
+  std::string name, target, samples;  // samples: a file
+  double factor = 0, floor_ulps = 0;  // the parity rule's
+  int threads = 0;
+  bool verified = false;
+
+ private:
+  struct Engine;
+  std::unique_ptr<Engine> engine_;
+  std::mutex mutex_;
+};
+
+constexpr size_t kAlignment = 64;  // bytes; compiled code loads whole vectors from its inputs
+
+inline bool is_aligned(const void* data) {
+  return reinterpret_cast<uintptr_t>(data) % kAlignment == 0;
+}
+
+struct Free {
+  void operator()(char* memory) const { std::free(memory); }
+};
+using Memory = std::unique_ptr<char, Free>;
+
+inline Memory allocate(size_t bytes) {
+  void* memory = std::aligned_alloc(kAlignment, (bytes / kAlignment + 1) * kAlignment);
+  if (memory == nullptr) throw std::bad_alloc();
+  return Memory(static_cast<char*>(memory));
+}

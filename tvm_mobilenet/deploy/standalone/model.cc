@@ -1,0 +1,179 @@
+// The model without TVM: the kernels, weights and tables that it is linked with.
+#include "model.h"
+
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+
+#include "cpu.h"
+#include "network.h"
+#include "runtime.h"
+#include "sha256.h"
+
+// Where an emulator's plugin reads its counter: before each operator and behind the last.
+extern "C" __attribute__((noinline)) void operator_begins() { asm volatile(""); }
+
+namespace {
+
+// The build appends a line to the program: kSeal, SHA-256 of what is before it, SHA-256 of the
+// samples (device.py).
+constexpr char kSeal[] = "\nTVM-MOBILENET-SHA256 ";
+constexpr size_t kDigits = 64, kSealSize = sizeof kSeal - 1 + kDigits + 1 + kDigits + 1;
+
+void check_hashes(const std::string& program, const std::string& samples) {
+  std::ifstream file(program, std::ios::binary | std::ios::ate);
+  const auto size = static_cast<int64_t>(file.tellg()) - static_cast<int64_t>(kSealSize);
+  std::string seal(kSealSize, '\0');
+  if (size < 0 || !file.seekg(size) || !file.read(&seal[0], kSealSize) ||
+      seal.compare(0, sizeof kSeal - 1, kSeal) != 0) {
+    throw std::runtime_error(program + " carries no SHA-256: it was stripped or cut; copy it again, "
+                             "or give --no-verify");
+  }
+  const std::string digits = seal.substr(sizeof kSeal - 1);
+  if (sha256_of_file(program, static_cast<uint64_t>(size)) != digits.substr(0, kDigits)) {
+    throw std::runtime_error(program + " differs from what was built; copy it again");
+  }
+  std::error_code error;
+  const auto length = std::filesystem::file_size(samples, error);
+  if (error) return;  // to classify it needs no samples
+  if (sha256_of_file(samples, length) != digits.substr(kDigits + 1, kDigits)) {
+    throw std::runtime_error(samples + " differs from what was built; copy it again");
+  }
+}
+
+std::string find_samples(const std::string& program) {
+  const std::string directory = program.substr(0, program.rfind('/'));
+  for (const std::string& path : {directory + "/samples.npz", directory + "/../samples.npz"}) {
+    if (std::ifstream(path)) return path;
+  }
+  return "samples.npz";
+}
+
+size_t bytes_of(const DLTensor& view) {
+  size_t elements = 1;
+  for (int i = 0; i < view.ndim; ++i) elements *= static_cast<size_t>(view.shape[i]);
+  return elements * view.dtype.bits / 8;
+}
+
+std::string name_of(DLDataType dtype) {
+  const char* const kinds[] = {"int", "uint", "float"};  // DLDataTypeCode
+  return kinds[dtype.code] + std::to_string(dtype.bits);
+}
+
+std::vector<TensorInfo> describe(const std::vector<network::Named>& named) {
+  std::vector<TensorInfo> found;
+  for (const network::Named& each : named) {
+    const network::Tensor& tensor = network::tensors.at(each.tensor);
+    size_t bytes = tensor.dtype.bits / 8;
+    for (const int64_t extent : tensor.shape) bytes *= static_cast<size_t>(extent);
+    found.push_back({each.name, name_of(tensor.dtype), tensor.shape, bytes, each.values});
+  }
+  return found;
+}
+
+}  // namespace
+
+struct Model::Engine {
+  explicit Engine(int threads)
+      : pool(runtime::make_pool(threads, network::affinity)),
+        arena(allocate(network::arena_bytes)) {
+    for (const network::Tensor& tensor : network::tensors) {
+      DLTensor view{};
+      view.device = {kDLCPU, 0};
+      view.ndim = static_cast<int32_t>(tensor.shape.size());
+      view.dtype = tensor.dtype;
+      view.shape = const_cast<int64_t*>(tensor.shape.data());
+      if (tensor.place == network::Place::kArena) view.data = arena.get() + tensor.offset;
+      if (tensor.place == network::Place::kWeights) {
+        view.data = const_cast<char*>(network::network_weights + tensor.offset);
+      }
+      views.push_back(view);
+    }
+    for (const network::Named& input : network::inputs) {
+      // An input's part of the arena is its own: what lies in it is the input, or a view of it.
+      const size_t begin = network::tensors[input.tensor].offset;
+      const size_t end = begin + bytes_of(views[input.tensor]);
+      std::vector<Place> found;
+      for (size_t i = 0; i < views.size(); ++i) {
+        const network::Tensor& tensor = network::tensors[i];
+        if (tensor.place == network::Place::kArena && begin <= tensor.offset && tensor.offset < end) {
+          found.push_back({&views[i], tensor.offset - begin});
+        }
+      }
+      inputs.push_back(std::move(found));
+    }
+    for (const network::Call& call : network::calls) {
+      std::vector<TVMFFIAny> list;
+      for (const int tensor : call.arguments) {
+        TVMFFIAny argument{};
+        argument.type_index = kTVMFFIDLTensorPtr;
+        argument.v_ptr = &views[tensor];
+        list.push_back(argument);
+      }
+      arguments.push_back(std::move(list));
+    }
+  }
+
+  void call() {
+    const runtime::Use use(*pool);
+    for (size_t i = 0; i < network::calls.size(); ++i) {
+      operator_begins();
+      TVMFFIAny result{};
+      const auto count = static_cast<int32_t>(arguments[i].size());
+      if (network::calls[i].kernel(nullptr, arguments[i].data(), count, &result) != 0) {
+        throw std::runtime_error(std::string(network::calls[i].name) + ": " +
+                                 runtime::last_error());
+      }
+    }
+    operator_begins();
+  }
+
+  struct Place {
+    DLTensor* view;
+    size_t offset;
+  };
+
+  std::shared_ptr<runtime::Pool> pool;
+  Memory arena;
+  std::vector<DLTensor> views;
+  std::vector<std::vector<Place>> inputs;  // for each input the views of its memory
+  std::vector<std::vector<TVMFFIAny>> arguments;
+};
+
+Model::Model(const std::string& bundle, int threads_, bool verify)
+    : inputs(describe(network::inputs)),
+      outputs(describe(network::outputs)),
+      name(network::name),
+      target(network::target),
+      factor(network::factor),
+      floor_ulps(network::floor_ulps),
+      threads(threads_ > 0 ? threads_ : network::threads),
+      verified(verify) {
+  if (!bundle.empty()) throw std::runtime_error("the network is linked in: give no bundle");
+  check_cpu(network::cpu_features);
+  const std::string program = runtime::this_file();
+  samples = find_samples(program);
+  if (verify) check_hashes(program, samples);
+  engine_ = std::make_unique<Engine>(threads);
+}
+
+Model::~Model() = default;
+
+void Model::run(const void* const* in, void* const* out) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    char* data = static_cast<char*>(const_cast<void*>(in[i]));
+    if (!is_aligned(data)) {
+      data = engine_->arena.get() + network::tensors[network::inputs[i].tensor].offset;
+      std::memcpy(data, in[i], inputs[i].bytes);
+    }
+    for (const Engine::Place& place : engine_->inputs[i]) place.view->data = data + place.offset;
+  }
+  engine_->call();
+  for (size_t i = 0; i < outputs.size(); ++i) {
+    const DLTensor& view = engine_->views[network::outputs[i].tensor];
+    std::memcpy(out[i], view.data, bytes_of(view));
+  }
+}
+
+void Model::bare_call() { engine_->call(); }
