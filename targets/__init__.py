@@ -142,9 +142,10 @@ class TargetSpec:
                     raise InputError(f"{self.source}: mattr: {self.mcpu} has no {attribute[1:]}")
         return tvm.target.Target({**core, "mattr": list(self.mattr), "num-cores": self.cores})
 
-    def to_toml(self) -> str:
-        """The text of this device's TOML file."""
-        lines = [f"{key} = {_toml(getattr(self, key))}\n" for key in _KEYS]
+    def to_toml(self, *, defaults: bool = True) -> str:
+        """The text of this device's TOML file; without `defaults` what is not known is left out."""
+        told = [k for k in _KEYS if defaults or getattr(self, k) != _DEFAULTS.get(k)]
+        lines = [f"{key} = {_toml(getattr(self, key))}\n" for key in told]
         if self.gpu is not None:
             lines.append(f"\n[{_GPU}]\n")
             lines += [f"{key} = {_toml(getattr(self.gpu, key))}\n" for key in _GPU_KEYS]

@@ -230,8 +230,10 @@ def test_targets_detect_shows_the_limits(
     known.append(LIMITS)
     assert main(["targets", "detect"]) == 0
     shown = capsys.readouterr().out
-    assert "# limits on 1 thread: 100 GFLOP/s; GB/s: L1 200 (float32, 2026-01-01)" in shown
+    assert "# limits on 1 thread, float32, measured 2026-01-01\n" in shown
+    assert "#   FMA peak    100.0 GFLOP/s\n#   L1          200.0 GB/s\n" in shown
     assert tomllib.loads(shown)["name"] == "zen4"
+    assert "issue_width" not in shown, "what is not known is not shown"
     assert main(["targets", "detect", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["limits"][0]["gflops"] == 100.0
     assert main(["targets", "show", "zen4", "--measure"]) == 2

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import argparse
 import sys
+from typing import TYPE_CHECKING
 
 from tvm_mobilenet import targets
 from tvm_mobilenet.cli.common import add_json, emit_json, print_table
 from tvm_mobilenet.errors import UsageError
+
+if TYPE_CHECKING:
+    from tvm_mobilenet.profiling.limits import Limits
 
 HELP = (
     "List the devices that come with the package, show one, or describe this machine. "
@@ -49,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         emit_json("target", {"target": spec})
     else:
-        sys.stdout.write(spec.to_toml())
+        sys.stdout.write(spec.to_toml(defaults=False))
     return 0
 
 
@@ -64,13 +68,24 @@ def _detect(args: argparse.Namespace) -> int:
     if args.json:
         emit_json("target", {"target": spec, "limits": found})
         return 0
-    sys.stdout.write(spec.to_toml())
+    sys.stdout.write(spec.to_toml(defaults=False))
     for entry in found:
-        busy = "" if entry.quiet else ", on a busy machine"
-        sys.stdout.write(f"# limits on {entry} (float32, {entry.measured_on}{busy})\n")
+        _print_limits(entry)
     if not found:
         sys.stdout.write("# limits not measured yet: 'targets detect --measure' does\n")
     return 0
+
+
+def _print_limits(found: Limits) -> None:
+    """As comments, so that the text is still a target's file."""
+    threads = "1 thread" if found.threads == 1 else f"{found.threads} threads"
+    busy = "" if found.quiet else ", on a busy machine: measured again when next asked for"
+    lines = [f"limits on {threads}, float32, measured {found.measured_on}{busy}"]
+    lines.append(f"  FMA peak  {found.gflops:7.1f} GFLOP/s")
+    for level in found.levels:
+        room = f", {level.kib} KiB a core" if level.kib else ""
+        lines.append(f"  {level.name:8}  {level.gb_per_s:7.1f} GB/s{room}")
+    sys.stdout.write("".join(f"# {line}\n" for line in lines))
 
 
 def _print_all(*, as_json: bool) -> None:
