@@ -95,8 +95,8 @@ def _column(
     image, block, first, column = where
     kernel_h, kernel_w = spec.kernel
     stride_h, dilation_h = spec.stride[0], spec.dilation[0]
-    sums, factor, value = local(LANES * knobs.rows), local(LANES * kernel_h), local(LANES)
-    other, result = local(LANES), local(LANES)
+    sums, factor = local(LANES * knobs.rows, "sums"), local(LANES * kernel_h, "factor")
+    value, other, result = (local(LANES, name) for name in ("value", "other", "result"))
     for row in range(knobs.rows):
         load_bias(sums, row * LANES, bias, block, spec.out_channels)
     reached: dict[int, list[tuple[int, int]]] = {}  # input row -> (output row, kernel row)

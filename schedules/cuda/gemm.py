@@ -18,7 +18,7 @@ reduction for one pixel. Everything else is the same for all kinds.
 
 Registers: ``thread_pixels * (thread_channels + 4) + thread_channels``, the staged float4, and some
 30 for addresses. Shared memory: ``2 * depth * (tile_pixels + tile_channels)`` floats, or the split
-sums, ``split * tile_pixels * tile_channels``, which reuse it.
+sums, ``split * tile_pixels * tile_channels``, which reuse its first half.
 """
 
 from __future__ import annotations
@@ -89,10 +89,20 @@ class GemmKnobs:
         )
 
     @property
-    def shared_floats(self) -> int:
-        stages = 2 * self.depth * (self.tile_pixels + self.tile_channels)
+    def x_floats(self) -> int:
+        """Of the left operand in one half of shared memory; the weights follow."""
+        return self.depth * self.tile_pixels
+
+    @property
+    def halves(self) -> tuple[int, int]:
+        """Floats of the halves of shared memory; the first serves the split sums, too."""
+        stage = self.depth * (self.tile_pixels + self.tile_channels)
         sums = self.split * self.tile_pixels * self.tile_channels if self.split > 1 else 0
-        return max(stages, sums)
+        return max(stage, sums), stage
+
+    @property
+    def shared_floats(self) -> int:
+        return sum(self.halves)
 
     @property
     def registers(self) -> int:
@@ -210,10 +220,12 @@ class _Kernel:
 
     def block(self, pixel_tile: Expr, channel_tile: Expr, thread: Expr) -> None:
         knobs, stages = self.knobs, self.problem.stages(self.knobs)
-        memory = shared(knobs.shared_floats)
-        x_size, w_size = knobs.depth * knobs.tile_pixels, knobs.depth * knobs.tile_channels
-        staged_x, staged_w = (local(LANES * n) for n in knobs.staged)
-        sums = local(knobs.thread_pixels * knobs.thread_channels)
+        first, second = knobs.halves
+        # two buffers and not one: TVM would put a barrier between reading and writing the same
+        halves = [shared(first, "even"), *([shared(second, "odd")] if stages > 1 else [])]
+        staged_x = local(LANES * knobs.staged[0], "staged_x")
+        staged_w = local(LANES * knobs.staged[1], "staged_w")
+        sums = local(knobs.thread_pixels * knobs.thread_channels, "sums")
         unrolled(
             knobs.thread_pixels * knobs.thread_channels,
             lambda i: T.buffer_store(sums, constant(0.0), [i]),
@@ -223,29 +235,35 @@ class _Kernel:
         def fetch(stage: Expr) -> None:
             self.fetch(pixel_tile, channel_tile, thread, stage, staged_x, staged_w)
 
-        def put(half: Expr) -> None:
-            self.put(thread, memory, half * x_size, staged_x, knobs.tile_pixels)
-            self.put(thread, memory, 2 * x_size + half * w_size, staged_w, knobs.tile_channels)
+        def put(half: int) -> None:
+            self.put(thread, halves[half], 0, staged_x, knobs.tile_pixels)
+            self.put(thread, halves[half], knobs.x_floats, staged_w, knobs.tile_channels)
+            barrier()
 
-        def multiply(half: Expr) -> None:
-            self.multiply(memory, half * x_size, 2 * x_size + half * w_size, group, lane, sums)
+        def multiply(half: int) -> None:
+            self.multiply(halves[half], group, lane, sums)
+
+        def step(stage: Expr, half: int) -> None:
+            fetch(stage + 1)
+            multiply(half)
+            put(1 - half)
 
         fetch(0)
         put(0)
-        barrier()
-        if stages > 1:
 
-            def step(stage: Expr) -> None:
-                fetch(stage + 1)
-                multiply(stage % 2)
-                put((stage + 1) % 2)
-                barrier()
+        def two(pair: Expr) -> None:
+            step(pair * 2, 0)
+            step(pair * 2 + 1, 1)
 
-            serial(stages - 1, step)
-        multiply((stages - 1) % 2)
+        pairs, odd = divmod(stages - 1, 2)
+        if pairs:
+            serial(pairs, two)
+        if odd:
+            step(pairs * 2, 0)
+        multiply(odd)
         if knobs.split > 1:
-            self.reduce(memory, group, lane, sums)
-            self.finish_split(memory, pixel_tile, channel_tile, thread)
+            self.reduce(halves[0], group, lane, sums)
+            self.finish_split(halves[0], pixel_tile, channel_tile, thread)
         else:
             self.finish(pixel_tile, channel_tile, lane, sums)
 
@@ -306,13 +324,11 @@ class _Kernel:
 
         unrolled(count, one)
 
-    def multiply(
-        self, memory: Buffer, x_base: Expr, w_base: Expr, group: Expr, lane: Expr, sums: Buffer
-    ) -> None:
+    def multiply(self, memory: Buffer, group: Expr, lane: Expr, sums: Buffer) -> None:
         """Add this group's part of one step to the sums."""
         knobs = self.knobs
         rows, columns = knobs.thread_pixels, knobs.thread_channels
-        x, w = local(LANES * rows), local(columns)
+        x, w = local(LANES * rows, "x4"), local(columns, "w4")
         first_pixel, first_channel = lane % knobs.pixel_threads, lane // knobs.pixel_threads
 
         def four(k: Expr) -> None:
@@ -320,12 +336,12 @@ class _Kernel:
 
             def pixel(i: Expr) -> None:
                 at = block * knobs.tile_pixels + first_pixel + i * knobs.pixel_threads
-                copy4(x, i * LANES, memory, x_base + at * LANES)
+                copy4(x, i * LANES, memory, at * LANES)
 
             unrolled(rows, pixel)
 
             def one(kk: Expr) -> None:
-                row = w_base + (block * LANES + kk) * knobs.tile_channels
+                row = knobs.x_floats + (block * LANES + kk) * knobs.tile_channels
 
                 def channels(j: Expr) -> None:
                     at = (first_channel + j * knobs.channel_threads) * LANES
@@ -367,7 +383,7 @@ class _Kernel:
         knobs = self.knobs
         outputs = knobs.tile_pixels * knobs.tile_channels // LANES
         count = ceil_div(outputs, knobs.threads)
-        total, part = local(LANES), local(LANES)
+        total, part = local(LANES, "total"), local(LANES, "part")
 
         def one(i: Expr) -> None:
             slot = thread + i * knobs.threads
@@ -423,7 +439,7 @@ class _Kernel:
             ),
         )
         image, within = self.place(pixel)
-        bias, other, result = local(LANES), local(LANES), local(LANES)
+        bias, other, result = (local(LANES, name) for name in ("bias4", "other", "result"))
 
         def write() -> None:
             load_bias(bias, 0, self.bias, block, problem.channels)

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tvm import tirx
+from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
 from ..emit import Buffer, Expr, constant, vector
@@ -36,14 +37,20 @@ def launch(blocks: int, threads: int, body: Callable[[Expr, Expr], None]) -> Non
         body(block, thread)
 
 
-def local(size: int) -> Buffer:
+def local(size: int, name: str) -> Buffer:
     """A thread's own floats: registers, as every index is a constant once loops are unrolled."""
-    return T.alloc_buffer((size,), "float32", scope="local")
+    return IRBuilder.name(name, T.alloc_buffer((size,), "float32", scope="local"))
 
 
-def shared(size: int) -> Buffer:
+def shared(size: int, name: str) -> Buffer:
     """Floats that the threads of a block share."""
-    return T.alloc_buffer((size,), "float32", scope="shared")
+    return IRBuilder.name(name, T.alloc_buffer((size,), "float32", scope="shared"))
+
+
+def reshaped(buffer: Buffer, shape: tuple[int, ...]) -> Buffer:
+    """The same memory under another shape, and the same name in the generated source."""
+    view = T.decl_buffer(shape, "float32", data=buffer.data)
+    return IRBuilder.name(f"{buffer.name}_flat", view)
 
 
 def barrier() -> None:

@@ -27,6 +27,7 @@ from .ir import (
     copy4,
     launch,
     local,
+    reshaped,
     serial,
     shared,
     when,
@@ -65,7 +66,7 @@ def build_scale(spec: ScaleSpec, knobs: MemoryKnobs) -> tirx.PrimFunc:
         def item(index: Expr) -> None:
             pixel, outer = index % pixels, index // pixels
             image, block = (0, outer) if spec.batch == 1 else (outer // blocks, outer % blocks)
-            value, factors = local(LANES), local(LANES)
+            value, factors = local(LANES, "value"), local(LANES, "factors")
             View(x, spec.channels, pixels).load(value, 0, image, block, pixel)
             View(factor, spec.channels, 1).load(factors, 0, image, block, 0)
             for lane in range(LANES):
@@ -84,11 +85,11 @@ def build_elementwise(spec: ElementwiseSpec, knobs: MemoryKnobs) -> tirx.PrimFun
     width = LANES if spec.size % LANES == 0 else 1
 
     def body(*buffers: Any) -> None:
-        flats = [T.decl_buffer((spec.size,), "float32", data=b.data) for b in buffers]
+        flats = [reshaped(b, (spec.size,)) for b in buffers]
 
         def item(index: Expr) -> None:
             at = vector(index * width, width)
-            first, second = local(width), local(width)
+            first, second = local(width, "first"), local(width, "second")
             T.buffer_store(first, flats[0][at], [vector(0, width)])
             if spec.operands == 2:
                 T.buffer_store(second, flats[1][at], [vector(0, width)])
@@ -116,7 +117,7 @@ def build_layout(spec: LayoutSpec, knobs: MemoryKnobs) -> tirx.PrimFunc:
 
     def body(x: Any, y: Any) -> None:
         planes = x if pack else y
-        planes = T.decl_buffer((spec.batch, spec.channels, pixels), "float32", data=planes.data)
+        planes = reshaped(planes, (spec.batch, spec.channels, pixels))
 
         def item(index: Expr) -> None:
             if pack and spec.channels % LANES == 0:
@@ -150,8 +151,8 @@ def build_pool(spec: PoolSpec, knobs: MemoryKnobs) -> tirx.PrimFunc:
         view = View(x, spec.channels, pixels)
 
         def thread(block_index: Expr, thread_index: Expr) -> None:
-            memory = shared(knobs.threads * LANES)
-            sums, value = local(LANES), local(LANES)
+            memory = shared(knobs.threads * LANES, "parts")
+            sums, value = local(LANES, "sums"), local(LANES, "value")
             # the sums of one channel block lie per_block apart: no bank conflict when they are read
             item = block_index * per_block + thread_index % per_block
             item_at = block_index * per_block + thread_index // WARP

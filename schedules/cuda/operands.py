@@ -188,7 +188,7 @@ class Depthwise:
         x, weight, bias = inputs
         view = View(x, spec.in_channels, spec.in_height * spec.in_width)
         row, column = pixel // spec.out_width, pixel % spec.out_width
-        sums, value, factor = local(LANES), local(LANES), local(LANES)
+        sums, value, factor = (local(LANES, name) for name in ("taps", "value", "factor"))
         taps = spec.kernel[0] * spec.kernel[1]
 
         def compute() -> None:
