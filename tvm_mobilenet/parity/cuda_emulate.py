@@ -23,7 +23,7 @@ import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tvm_mobilenet.errors import ParityError
 
@@ -32,6 +32,8 @@ from .cuda_launches import Buffer, HostCode, Launch, lower
 if TYPE_CHECKING:
     import numpy as np
     from tvm import tirx
+
+    from tvm_mobilenet.targets import TargetSpec
 
 _DIRECTORY = Path(__file__).parent / "cuda_emulator"
 _MISTAKE = 3  # the program's exit code for a mistake of a kernel
@@ -176,12 +178,15 @@ class Emulator:
 
 
 def emulate(
-    kernel: tirx.PrimFunc, arguments: Sequence[np.ndarray], outputs: Sequence[Buffer], target: Any
+    kernel: tirx.PrimFunc,
+    arguments: Sequence[np.ndarray],
+    outputs: Sequence[Buffer],
+    target: TargetSpec,
 ) -> list[np.ndarray]:
     """Run a scheduled function for a CUDA target on this CPU.
 
     arguments: its inputs, in order; outputs: shapes of what follows them in the call, whose values
-    are returned. target: TVM's. Raises KernelError for a broken kernel, NotImplementedError (see
+    are returned. Raises KernelError for a broken kernel, NotImplementedError (see
     `cuda_launches.lower`).
     """
     name = str(kernel.attrs.get("global_symbol", "main")) if kernel.attrs else "main"

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tvm import tirx
 
+    from tvm_mobilenet.targets import TargetSpec
+
 _DYNAMIC_SHARED = "tirx.use_dyn_shared_memory"
 
 
@@ -51,12 +53,14 @@ class Lowered:
     functions: Mapping[str, HostCode]
 
 
-def lower(functions: Mapping[str, tirx.PrimFunc], tvm_target: Any) -> Lowered:
-    """Compile scheduled functions for a CUDA target with TVM, as `tvm.compile` does.
+def lower(functions: Mapping[str, tirx.PrimFunc], target: TargetSpec) -> Lowered:
+    """Compile scheduled functions for a GPU as the network's compiler does.
 
     Raises NotImplementedError for host code that does more than launch kernels of static shapes.
     """
     import tvm
+
+    from tvm_mobilenet.compiler_pass.pipeline import _pass_config
 
     captured: dict[str, HostCode] = {}
 
@@ -75,7 +79,8 @@ def lower(functions: Mapping[str, tirx.PrimFunc], tvm_target: Any) -> Lowered:
     named = {
         name: function.with_attr("global_symbol", name) for name, function in functions.items()
     }
-    config = dict(tvm.transform.PassContext.current().config)
+    tvm_target = target.tvm_target()
+    config = _pass_config(target, False)
     with tvm_target, tvm.transform.PassContext(config=config, instruments=[Capture()]):
         library = tvm.compile(tvm.IRModule(named), target=tvm_target)
     return Lowered(cuda_source(library), captured)
