@@ -91,7 +91,10 @@ def test_the_table_is_sorted_and_reconciled(
         "layer.0/Conv",
         "layer.3/Conv",
     ]
-    assert lines[6].startswith("operators 10.0 us + overhead 1.0 us = 11.0 us from end to end")
+    assert lines[6] == (
+        "operators 10.0 us (90.9%) + entering 0.5 us (4.5%) + leaving 0.5 us (4.5%) = 11.0 us "
+        "from end to end"
+    )
     assert lines[7].startswith("without instruments 10.9 us: difference +0.1 us, +0.9%; ")
     assert lines[7].endswith("the instruments cost 0.1 us, 0.9%")
     assert lines[8].startswith("load 500 ms, first run 0.040 ms, 3 warm-up runs, then 3 runs")

@@ -14,9 +14,10 @@ import pytest
 import tvm_mobilenet as tm
 from tvm_mobilenet.errors import InputError
 from tvm_mobilenet.profiling import exports
+from tvm_mobilenet.profiling.layers import layer_kinds
 from tvm_mobilenet.profiling.limits import LevelLimit, Limits
 from tvm_mobilenet.profiling.operators import OperatorSamples, Samples
-from tvm_mobilenet.profiling.profile import Profile, layer_kinds, summarise
+from tvm_mobilenet.profiling.profile import Profile, summarise
 from tvm_mobilenet.profiling.roofline import roof
 from tvm_mobilenet.schedules.spec import ScaleSpec
 

@@ -6,7 +6,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -153,6 +153,10 @@ class Console:
         if not self._bar_shown:
             self._stream.write("\n")
         self._stream.flush()
+
+    def bar(self, label: str) -> Callable[[int, int], None]:
+        """A callback (done, total) that redraws the progress bar."""
+        return lambda done, total: self.progress(done, total, label)
 
     def _line(self, text: str) -> None:
         clear = "\r\x1b[K" if self._bar_shown else ""

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +14,8 @@ from tvm_mobilenet.cli.common import (
     emit_json,
     positive_int,
 )
+from tvm_mobilenet.cli.side_by_side import run_against, run_compare
+from tvm_mobilenet.cli.table import Table, print_rest
 from tvm_mobilenet.errors import UsageError
 
 if TYPE_CHECKING:
@@ -25,7 +25,9 @@ HELP = (
     "Time every operator of a bundle inside the running network, and compare it with what this "
     "machine can do. TIME is the mean over the quieter half of the runs, in which times add up; "
     "ROOF is the least time possible (FLOPs at the FMA peak, or bytes at the bandwidth of the "
-    "memory that keeps them) over TIME, BOUND what sets it. Loading a bundle runs the code in it."
+    "memory that keeps them) over TIME, BOUND what sets it. Entering is the call from Python, "
+    "checking arguments and taking memory. Of a bundle for another kind of machine, executed "
+    "instructions are counted under QEMU instead. Loading a bundle runs the code in it."
 )
 _FILES = ("csv", "trace", "html")
 _COLOURS = ((0.7, "32"), (0.4, "33"), (0.0, "31"))  # share of the roofline: green, yellow, red
@@ -88,9 +90,9 @@ def run(args: argparse.Namespace) -> int:
     """Print a table, or one JSON document; write the files asked for."""
     _check_arguments(args)
     if args.compare:
-        return _compare(args)
+        return run_compare(args)
     if args.against:
-        return _against(args)
+        return run_against(args)
     from tvm_mobilenet.profiling import exports, html
 
     if args.html:
@@ -113,7 +115,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     rows = measured.rows(args.by)
     _print_rows(rows[: args.top], by=args.by, wide=args.wide)
-    _print_rest(args.top, len(rows))
+    print_rest(args.top, len(rows))
     _print_summary(measured)
     return 0
 
@@ -137,7 +139,7 @@ def _measure(args: argparse.Namespace) -> Profile:
         runs=args.runs,
         limits=not args.no_limits,
         progress=args.console.info,
-        on_run=_bar(args),
+        on_run=args.console.bar("runs"),
     )
 
 
@@ -168,82 +170,8 @@ def _check_arguments(args: argparse.Namespace) -> None:
         raise UsageError(f"{' and '.join(f'--{option}' for option in _FILES)} need different files")
 
 
-def _bar(args: argparse.Namespace) -> Callable[[int, int], None]:
-    return lambda done, total: args.console.progress(done, total, "runs")
-
-
-def _compare(args: argparse.Namespace) -> int:
-    from tvm_mobilenet.profiling.compare import compare
-
-    found = compare(*args.bundles, threads=args.threads, runs=args.runs, on_run=_bar(args))
-    if args.json:
-        whole, sides = found.whole, {"a": found.a, "b": found.b}
-        rest = {"only_a": found.only_a, "only_b": found.only_b, "notes": found.notes}
-        emit_json("profile-compare", {**sides, "whole": whole, "operators": found.rows(), **rest})
-        return 0
-    rows = found.rows()[: args.top]
-    table = _Table(rows)
-    table.column("LAYER", "name")
-    table.column("KIND", "kind")
-    table.column("A us", "a_us", ".1f")
-    table.column("B us", "b_us", ".1f")
-    table.column("B - A", "difference_us", "+.1f")
-    table.column("A / B", "ratio", ".3f")
-    table.column("FROM", "ratio_low", ".3f")
-    table.column("TO", "ratio_high", ".3f")
-    table.column("P", "p", ".3f")
-    table.column("B IS", "verdict")
-    colour = {"faster": "32", "slower": "31"}
-    table.write({"B IS": [colour.get(row["verdict"]) for row in rows]})
-    _print_rest(args.top, len(found.operators))
-    whole = found.whole
-    lines = [
-        "",
-        f"A is {found.a}, B is {found.b}",
-        f"from end to end: A {whole.a_us:.1f} us, B {whole.b_us:.1f} us, A / B "
-        f"{whole.ratio.value:.3f} ({whole.ratio.low:.3f}-{whole.ratio.high:.3f}): "
-        f"B is {'the same' if whole.verdict == 'same' else whole.verdict}",
-    ]
-    lines += [f"only in A: {name}" for name in found.only_a]
-    lines += [f"only in B: {name}" for name in found.only_b]
-    lines += [f"note: {note}" for note in found.notes]
-    sys.stdout.write("\n".join(lines) + "\n")
-    return 0
-
-
-def _against(args: argparse.Namespace) -> int:
-    from tvm_mobilenet.profiling.peer_nodes import beside_onnxruntime
-
-    args.console.info(f"profiling {args.bundles[0]} and {args.against} in turns")
-    found = beside_onnxruntime(
-        args.bundles[0], args.model, threads=args.threads, runs=args.runs, on_run=_bar(args)
-    )
-    if args.json:
-        fields = dataclasses.fields(found)
-        document = {f.name: getattr(found, f.name) for f in fields if f.name != "layers"}
-        emit_json("profile-against", {**document, "layers": found.rows()})
-        return 0
-    rows = found.rows()
-    table = _Table(rows[: args.top])
-    table.column("LAYER", "name")
-    table.column("KIND", "kind")
-    table.column("OURS us", "ours_us", ".1f")
-    table.column(f"{found.peer.upper()} us", "theirs_us", ".1f")
-    table.column("RATIO", "ratio", ".2f")
-    if args.wide:
-        table.column("THEIR NODES", "their_nodes")
-    table.write({"RATIO": [_ratio_colour(row["ratio"]) for row in rows[: args.top]]})
-    _print_rest(args.top, len(rows))
-    sys.stdout.write(
-        f"\nfrom end to end, without instruments: ours {found.ours_whole_us:.1f} us, "
-        f"{found.peer} {found.version} {found.theirs_whole_us:.1f} us; its nodes sum up to "
-        f"{found.theirs_profiled_us:.1f} us by its own profiler, which counts whole microseconds\n"
-    )
-    return 0
-
-
 def _print_rows(rows: Sequence[dict[str, Any]], *, by: str, wide: bool) -> None:
-    table = _Table(rows)
+    table = Table(rows)
     table.column({"layer": "LAYER", "op": "OPERATOR", "kind": "KIND"}[by], "name")
     if by != "kind":
         table.column("KIND", "kind")
@@ -278,61 +206,11 @@ def _roof_colour(share: float | None) -> str | None:
     return next(code for least, code in _COLOURS if share >= least)
 
 
-def _ratio_colour(ratio: float | None) -> str | None:
-    return None if ratio is None else "32" if ratio >= 1 else "31"
-
-
-class _Table:
-    """An aligned table with colours, on a terminal and without NO_COLOR."""
-
-    def __init__(self, rows: Sequence[dict[str, Any]]) -> None:
-        self._rows = rows
-        self._columns: list[tuple[str, list[str], bool]] = []
-
-    def column(self, header: str, key: str, form: str | None = None) -> None:
-        """Add a column; one with a format goes to the right."""
-        cells = [_cell(row[key], form) for row in self._rows]
-        self._columns.append((header, cells, form is not None))
-
-    def write(self, colours: dict[str, list[str | None]]) -> None:
-        """Print it; `colours` gives ANSI codes, one a row, by header."""
-        painted = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
-        finished = []
-        for header, cells, right in self._columns:
-            width = max(map(len, [header, *cells]))
-            padded = [c.rjust(width) if right else c.ljust(width) for c in [header, *cells]]
-            if painted and header in colours:
-                for i, code in enumerate(colours[header], 1):
-                    if code:
-                        padded[i] = f"\x1b[{code}m{padded[i]}\x1b[0m"
-            finished.append(padded)
-        for line in zip(*finished, strict=True):
-            sys.stdout.write("  ".join(line).rstrip() + "\n")
-
-
-def _cell(value: Any, form: str | None) -> str:
-    if value is None:
-        return "-"
-    if isinstance(value, dict):
-        return " ".join(f"{key}={item}" for key, item in value.items()) or "-"
-    if isinstance(value, list):
-        return " ".join(value) or "-"
-    return format(value, form or "")
-
-
-def _print_rest(top: int | None, rows: int) -> None:
-    if top and top < rows:
-        sys.stdout.write(f"... {rows - top} more\n")
-
-
 def _print_summary(measured: Profile) -> None:
     whole, phases = measured.reconciliation, measured.phases
     lines = [
         "",
-        f"operators {whole.operators:.1f} us"
-        if whole.overhead is None
-        else f"operators {whole.operators:.1f} us + overhead {whole.overhead:.1f} us = "
-        f"{whole.timed:.1f} us from end to end; operators explain {whole.explained:.1%}",
+        _sum(whole),
         f"without instruments {whole.plain:.1f} us: difference {whole.difference:+.1f} us, "
         f"{whole.difference / whole.plain:+.1%}{_instruments(whole)}",
         f"{_before(phases)}{measured.runs} runs: "
@@ -345,6 +223,15 @@ def _print_summary(measured: Profile) -> None:
         lines.append(f"counted in an inference: {listed}")
     lines += [f"note: {note}" for note in measured.notes]
     sys.stdout.write("\n".join(lines) + "\n")
+
+
+def _sum(whole: Reconciliation) -> str:
+    """The parts and what they add up to."""
+    if whole.entry is None or whole.exit is None:
+        return f"operators {whole.operators:.1f} us"
+    parts = {"operators": whole.operators, "entering": whole.entry, "leaving": whole.exit}
+    listed = [f"{name} {us:.1f} us ({us / whole.timed:.1%})" for name, us in parts.items()]
+    return f"{' + '.join(listed)} = {whole.timed:.1f} us from end to end"
 
 
 def _instruments(whole: Reconciliation) -> str:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from tvm_mobilenet.errors import InputError
 
 if TYPE_CHECKING:
-    from tvm_mobilenet.profiling.profile import By, Profile
+    from tvm_mobilenet.profiling.profile import Profile
+    from tvm_mobilenet.profiling.rows import By
 
 TRACED_RUNS = 20
 _PROCESS = 1

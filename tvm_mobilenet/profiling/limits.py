@@ -137,7 +137,7 @@ def measure(target: TargetSpec, threads: int) -> Limits:
             seconds = _fastest(kernels[level.kernel], arguments)
             moved = threads * level.buffer_bytes * level.passes
             found.append(LevelLimit(level.name, level.kib, moved / seconds / 1e9))
-        foreign = watch.disturbance(0.0).foreign_share
+        quiet = watch.crowding(threads) is None
     return Limits(
         cpu=machine.cpu_name(),
         vector_bits=target.vector_bits,
@@ -145,7 +145,7 @@ def measure(target: TargetSpec, threads: int) -> Limits:
         gflops=gflops,
         levels=tuple(found),
         measured_on=time.strftime("%Y-%m-%d"),
-        quiet=foreign is None or foreign * len(cpus) <= len(cpus) - threads + 0.1,
+        quiet=quiet,
     )
 
 

@@ -56,6 +56,15 @@ class Watch:
         ours = cpu_seconds + time.process_time() - self._own
         return Disturbance(load, max(0.0, busy - ours) / elapsed, stolen / elapsed)
 
+    def crowding(self, threads: int) -> float | None:
+        """How many CPUs others used since, where `threads` threads did not find enough free ones.
+
+        None: they did, or the system does not tell. The threads must be this process's.
+        """
+        share = self.disturbance(0.0).foreign_share
+        used = 0.0 if share is None else share * len(self._cpus)
+        return used if used > len(self._cpus) - threads + 0.1 else None
+
 
 def _busy_and_stolen(cpus: tuple[int, ...]) -> tuple[float, float] | None:
     stat = Path("/proc/stat")

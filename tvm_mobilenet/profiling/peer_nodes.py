@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tvm_mobilenet.errors import InputError, MissingToolError
+from tvm_mobilenet.profiling.layers import layer_kinds, layer_name
 from tvm_mobilenet.profiling.operators import RUNS, Runner, stored_inputs
-from tvm_mobilenet.profiling.profile import layer_kinds, layer_name
 
 if TYPE_CHECKING:
     import numpy as np

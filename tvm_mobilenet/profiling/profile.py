@@ -10,25 +10,20 @@ import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from tvm_mobilenet.errors import InputError, MissingToolError
+from tvm_mobilenet.errors import MissingToolError
 from tvm_mobilenet.profiling import limits as limits_module
+from tvm_mobilenet.profiling.layers import layer_kinds, layer_name
 from tvm_mobilenet.profiling.operators import RUNS, OperatorSamples, Samples, sample_operators
 from tvm_mobilenet.profiling.roofline import Roof, roof
+from tvm_mobilenet.profiling.rows import By, grouped, row_of
 
 if TYPE_CHECKING:
     import numpy as np
 
     from tvm_mobilenet.profiling.limits import Limits
     from tvm_mobilenet.runtime import Bundle
-
-By = Literal["layer", "op", "kind"]
-BY: tuple[By, ...] = ("layer", "op", "kind")
-KINDS = (
-    *("stem", "depthwise", "pointwise", "separable", "conv"),  # separable: both in one function
-    *("squeeze-excite", "dense", "pool", "other"),
-)
 
 
 @dataclass(frozen=True)
@@ -42,7 +37,7 @@ class OperatorProfile:
 
     index: int
     symbol: str
-    kind: str  # of KINDS
+    kind: str  # of layers.KINDS
     onnx_nodes: tuple[str, ...]
     shape: str
     schedule: str
@@ -84,7 +79,7 @@ class Reconciliation:
 
     @property
     def overhead(self) -> float | None:
-        """The call itself: checking arguments, entering and leaving the virtual machine."""
+        """The call itself: `entry` has Python's call, the check of arguments, taking memory."""
         return None if self.entry is None or self.exit is None else self.entry + self.exit
 
     @property
@@ -140,17 +135,11 @@ class Profile:
         `by`: "layer" is one row a call, "op" one a function (several layers may share one), "kind"
         one a layer kind. Times in microseconds, rates in 1e9 a second; None where not known.
         """
-        if by not in BY:
-            raise InputError(f"by must be one of {', '.join(BY)}, not {by!r}")
-        groups: dict[Any, list[OperatorProfile]] = {}
-        for operator in self.operators:
-            key = {"layer": operator.index, "op": operator.symbol, "kind": operator.kind}[by]
-            groups.setdefault(key, []).append(operator)
-        ranked = sorted(groups.values(), key=lambda group: -sum(o.time for o in group))
+        ranked = sorted(grouped(self.operators, by), key=lambda group: -sum(o.time for o in group))
         rows, cumulative = [], 0.0
         for group in ranked:
             cumulative += sum(operator.share for operator in group)
-            rows.append(_row(group, by, cumulative, self._percentiles(group)))
+            rows.append(row_of(group, by, cumulative, self._percentiles(group)))
         return rows
 
     def _percentiles(self, group: Sequence[OperatorProfile]) -> tuple[float, float]:
@@ -180,7 +169,7 @@ def profile(
     say = progress or (lambda message: None)
     from tvm_mobilenet.profiling import machine
     from tvm_mobilenet.runtime import Bundle as Loaded
-    from tvm_mobilenet.runtime import manifest
+    from tvm_mobilenet.runtime import library, manifest
 
     if isinstance(bundle, Loaded):
         path, document = bundle.path, bundle.manifest
@@ -188,8 +177,14 @@ def profile(
         path = Path(bundle)
         document = manifest.read(path).document
     say(f"profiling {path}: {runs} runs with and {runs} without instruments")
+    watch = machine.Watch(tuple(library.usable_cpus()))
     samples = sample_operators(bundle, threads=threads, runs=runs, inputs=inputs, progress=on_run)
     known, notes = None, []
+    if (crowding := watch.crowding(samples.threads)) is not None:
+        notes.append(
+            f"other processes kept {crowding:.1f} CPUs busy: times are too high, P50 least of all; "
+            "profile again when the machine is idle"
+        )
     if limits:
         try:
             known = limits_module.limits(samples.threads, progress=progress)
@@ -274,30 +269,6 @@ def summarise(
     )
 
 
-def layer_name(onnx_nodes: Sequence[str], symbol: str) -> str:
-    """The first ONNX node that an operator stands for, else its function's name."""
-    return onnx_nodes[0] if onnx_nodes else symbol
-
-
-def layer_kinds(operators: Sequence[str]) -> list[str]:
-    """The layer kind, of KINDS, of each operator, given what the compiler calls them in order.
-
-    Squeeze-excite is a pooling, dense layers, and what the compiler gives that name: their product
-    with a feature map; what follows a pooling without one is the network's head.
-    """
-    kinds = [kind if kind in KINDS else "other" for kind in operators]
-    pooling = None
-    for i, operator in enumerate(operators):
-        if operator == "pool":
-            pooling = i
-        elif operator == "squeeze-excite" and pooling is not None:
-            kinds[pooling : i + 1] = ["squeeze-excite"] * (i + 1 - pooling)
-            pooling = None
-        elif operator not in ("dense", "elementwise"):
-            pooling = None
-    return kinds
-
-
 def _operator(
     samples: OperatorSamples,
     kind: str,
@@ -349,50 +320,3 @@ def _quieter_half(totals: np.ndarray) -> np.ndarray:
 
     order: np.ndarray = np.argsort(totals, kind="stable")[: (len(totals) + 1) // 2]
     return order
-
-
-def _row(
-    group: Sequence[OperatorProfile], by: By, cumulative: float, percentiles: tuple[float, float]
-) -> dict[str, Any]:
-    head = group[0]
-    time, flops, moved = (
-        sum(getattr(operator, name) for operator in group) for name in ("time", "flops", "bytes")
-    )
-    firsts = [operator.first for operator in group]
-    roofs = [operator.roof for operator in group if operator.roof is not None]
-    least = sum(r.microseconds for r in roofs) if len(roofs) == len(group) else None
-    single = by == "layer"
-    return {
-        "name": {"layer": head.name, "op": head.symbol, "kind": head.kind}[by],
-        "index": head.index if single else None,
-        "kind": head.kind,
-        "symbol": None if by == "kind" else head.symbol,
-        "shape": None if by == "kind" else head.shape,
-        "onnx_nodes": [node for operator in group for node in operator.onnx_nodes],
-        "calls": len(group),
-        "first_us": None if None in firsts else sum(filter(None, firsts)),
-        "time_us": time,
-        "mean_us": sum(operator.mean for operator in group),
-        "p50_us": percentiles[0],
-        "p90_us": percentiles[1],
-        "share": sum(operator.share for operator in group),
-        "cumulative_share": cumulative,
-        "flops": flops,
-        "bytes": moved,
-        "gflops": flops / time / 1e3,
-        "gb_per_s": moved / time / 1e3,
-        "intensity": flops / moved if moved else None,
-        "roof_us": least,
-        "roof_share": None if least is None else least / time,
-        "bound": _same([o.roof.bound for o in group if o.roof]),
-        "threads": max(operator.threads for operator in group),
-        "schedule": _same([operator.schedule for operator in group]),
-        "source": _same([operator.source for operator in group]),
-        "knobs": dict(head.knobs) if by != "kind" else None,
-    }
-
-
-def _same(values: Sequence[str]) -> str | None:
-    """The value that all share, "mixed", or None for none."""
-    distinct = set(values)
-    return None if not distinct else distinct.pop() if len(distinct) == 1 else "mixed"
