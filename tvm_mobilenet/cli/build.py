@@ -55,6 +55,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "Debian's cross compiler, the ziglang package, the Android NDK)",
     )
     parser.add_argument(
+        "--arch",
+        type=names,
+        metavar="SM,SM",
+        help="GPU architectures to compile for, such as sm_80,sm_90 (default: the target's own); "
+        "newer ones get code from their driver",
+    )
+    parser.add_argument(
+        "--precision",
+        choices=("float32", "tf32", "float16"),
+        default="float32",
+        help="of a GPU's arithmetic; tf32 and float16 use tensor cores (default: %(default)s)",
+    )
+    parser.add_argument(
         "--exporter",
         choices=("dynamo", "torchscript"),
         default="dynamo",
@@ -80,6 +93,11 @@ def numbers(text: str) -> tuple[float, ...]:
         raise argparse.ArgumentTypeError(f"{text!r} is not numbers with commas") from None
 
 
+def names(text: str) -> tuple[str, ...]:
+    """argparse type: names with commas between them."""
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
 def run(args: argparse.Namespace) -> int:
     """Print the operators by source of schedule, the verdict and the bundle's path."""
     args.console.detail("importing the compiler")
@@ -96,6 +114,8 @@ def run(args: argparse.Namespace) -> int:
         mean=args.mean,
         std=args.std,
         cc=args.cc,
+        arch=args.arch,
+        precision=args.precision,
         progress=args.console.info,
         **model_options(args),
     )

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tvm_mobilenet.deploy import device, emulate, toolchain
+from tvm_mobilenet.deploy import cuda, device, emulate, toolchain
 from tvm_mobilenet.deploy.bundle import check_output, write_bundle
 from tvm_mobilenet.deploy.library import cpu_features, export_library
 from tvm_mobilenet.errors import InputError, ParityError
 from tvm_mobilenet.parity import ParityReport, Sample, judge, samples
 from tvm_mobilenet.runtime import Tensor, host, manifest
+from tvm_mobilenet.runtime import cuda as runtime_cuda
 from tvm_mobilenet.runtime.bundle import Program
 from tvm_mobilenet.runtime.library import choose_threads, use_threads
 
@@ -51,7 +52,7 @@ class Built:
 class Proven:
     """A compiled model, its shared library, and the verdict on it with the samples used.
 
-    runner: for another kind of machine, the C++ runner built for it.
+    runner: for another kind of machine, the C++ runner built for it. gpu: the GPU's part.
     """
 
     compiled: Compiled
@@ -59,6 +60,7 @@ class Proven:
     samples: Sequence[Sample]
     parity: ParityReport
     runner: device.Runner | None = None
+    gpu: cuda.GpuCode | None = None
 
 
 def build(
@@ -78,6 +80,8 @@ def build(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     cc: str | None = None,
+    arch: Sequence[str] | None = None,
+    precision: str = "float32",
     progress: Progress | None = None,
 ) -> Built:
     """Build a model (see `frontend.load_model`) for a target and write the bundle.
@@ -87,6 +91,7 @@ def build(
     logs: directory of tuning records instead of those that come with the package.
     dump_ir: directory for the IR after each compiler phase.
     cc: the C++ compiler that links, a command (None: see `toolchain.find`).
+    arch, precision: of a GPU, see `cuda.check_options`.
 
     Raises ParityError, with nothing written, when the compiled code is not equal to PyTorch;
     InputError for a model, target or output that cannot be used; MissingToolError.
@@ -101,6 +106,7 @@ def build(
     if threads is not None and threads < 1:
         raise InputError(f"threads must be at least 1, not {threads}")
     compiler = find_compiler(spec, cc)  # before any long work
+    architectures = cuda.check_options(spec, arch, precision)
     if threads is not None:
         spec = dataclasses.replace(spec, cores=threads)
     records = applicable(spec, spec.cores, logs)
@@ -125,6 +131,8 @@ def build(
             traces=records.trace,
             dump_ir=dump_ir,
             compiler=compiler,
+            architectures=architectures,
+            precision=precision,
             progress=say,
         )
         if proven.parity.checked and not proven.parity.passed:
@@ -139,6 +147,7 @@ def build(
             preprocessing=preprocessing,
             threads=threads,
             runner=proven.runner,
+            gpu=proven.gpu,
         )
     seconds = time.perf_counter() - start
     return Built(path, proven.compiled, preprocessing, proven.parity, records, seconds)
@@ -179,6 +188,8 @@ def compile_and_prove(
     traces: Traces | None = None,
     dump_ir: Path | None = None,
     compiler: toolchain.Toolchain | None = None,
+    architectures: Sequence[str] = (),
+    precision: str = "float32",
     progress: Progress,
 ) -> Proven:
     """Compile, link to the file `library`, load that very file and judge it.
@@ -186,6 +197,7 @@ def compile_and_prove(
     For another kind of machine the C++ runner is linked too, of the same object files, and judged
     under QEMU where that is installed.
 
+    architectures, precision: of a GPU, see `cuda.check_options`.
     records, traces: see `compile_model`; None takes the analytic choice, the fallback.
     inputs: what to judge on; None takes `parity.samples`. Code that this machine cannot run is not
     judged, and the report says so; the reference's outputs are worked out all the same, for the
@@ -200,9 +212,17 @@ def compile_and_prove(
     compiled = compile_model(
         imported, target, records=records, traces=traces, dump_ir=dump_ir, progress=progress
     )
-    progress("linking")
     runner = None
-    if compiler is None or not toolchain.is_cross(target):
+    gpu = None
+    if target.gpu is not None:
+        gpu = cuda.assemble(
+            compiled,
+            architectures or cuda.check_options(target, None, precision),
+            precision=precision,
+            progress=progress,
+        )
+    progress("linking")
+    if compiler is None or target.gpu is not None or not toolchain.is_cross(target):
         export_library(compiled, library, toolchain=compiler)
     else:
         with tempfile.TemporaryDirectory(prefix="tvm-mobilenet-") as objects:
@@ -222,6 +242,11 @@ def compile_and_prove(
         progress(report.summary())
         return Proven(compiled, library, references, report, runner)
     reason = host.why_not_here(host.architecture(target.mtriple), cpu_features(target))
+    images = None
+    if gpu is not None:
+        reason = reason or cuda.why_not_judged()
+        images = library.parent / runtime_cuda.DIRECTORY
+        gpu.write(images)
     if reason:
         report = ParityReport((), 0, not_checked=reason)
     else:
@@ -231,7 +256,8 @@ def compile_and_prove(
             [Tensor(i.name, i.shape, i.dtype) for i in imported.inputs],
             [Tensor(o.name, o.shape, o.dtype) for o in imported.outputs],
             preferred_threads=threads,
+            gpu=images,
         )
         report = judge([program.run(sample.inputs) for sample in references], references)
     progress(report.summary())
-    return Proven(compiled, library, references, report)
+    return Proven(compiled, library, references, report, gpu=gpu)

@@ -20,10 +20,11 @@ from tvm_mobilenet.deploy.device import Runner, readme, seal
 from tvm_mobilenet.deploy.library import cpu_features, export_library, output_values
 from tvm_mobilenet.errors import InputError
 from tvm_mobilenet.parity.samples import Sample, save_samples
-from tvm_mobilenet.runtime import host, manifest
+from tvm_mobilenet.runtime import cuda, host, manifest
 
 if TYPE_CHECKING:
     from tvm_mobilenet.compiler_pass.pipeline import Compiled
+    from tvm_mobilenet.deploy.cuda import GpuCode
     from tvm_mobilenet.imaging import Preprocessing
     from tvm_mobilenet.parity import ParityReport
 
@@ -61,11 +62,13 @@ def write_bundle(
     preprocessing: Preprocessing | None = None,
     threads: int | None = None,
     runner: Runner | None = None,
+    gpu: GpuCode | None = None,
 ) -> Path:
     """Write a bundle and return its path; an older bundle in that place is replaced at once.
 
     library: what `export_library` made of `compiled`, made here when not given.
     threads: how many the bundle runs on unless told otherwise (None: the physical cores).
+    gpu: the GPU's part; there is no C++ runner for it.
     runner: for another kind of machine, the C++ runner built for it; a README.md goes with it.
 
     Raises InputError for an output that `check_output` refuses or a full disk, with nothing left
@@ -79,10 +82,13 @@ def write_bundle(
             shutil.copyfile(library, staging / manifest.LIBRARY)
         save_samples(staging / manifest.SAMPLES, samples)
         _save_kernels(staging / manifest.KERNELS, compiled)
-        (staging / "runner").mkdir()
-        for source in sorted(_RUNNER.iterdir()):
-            if source.is_file():
-                shutil.copyfile(source, staging / "runner" / source.name)
+        if gpu is not None:
+            gpu.write(staging / cuda.DIRECTORY)
+        else:
+            (staging / "runner").mkdir()
+            for source in sorted(_RUNNER.iterdir()):
+                if source.is_file():
+                    shutil.copyfile(source, staging / "runner" / source.name)
         document = _document(compiled, parity, preprocessing, threads)
         if runner is not None:
             (staging / "bin").mkdir()

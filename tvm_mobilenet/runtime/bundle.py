@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from tvm_mobilenet.errors import InputError, UsageError
-from tvm_mobilenet.runtime import host, library, manifest
+from tvm_mobilenet.runtime import cuda, host, library, manifest
 from tvm_mobilenet.runtime.manifest import Tensor
 
 if TYPE_CHECKING:
@@ -30,8 +30,11 @@ class Program:
         threads: int | None = None,
         *,
         preferred_threads: int | None = None,
+        gpu: Path | None = None,
     ) -> None:
         """Load the library at `path`, whose SHA-256 is `digest`. **Runs the library's code.**
+
+        `gpu`: of a library for NVIDIA GPUs, the directory with its machine code.
 
         `threads`: how many the caller's work is spread over. None takes `preferred_threads`, or as
         many of them as there are CPUs; that being None too, the physical cores.
@@ -41,7 +44,9 @@ class Program:
         self._names = {tensor.name: None for tensor in inputs}.keys()  # a set in their order
         self._exactly = threads is not None
         self.threads = library.choose_threads(threads, preferred_threads)
-        self._module = library.Module(path, digest)
+        self._module = (
+            library.Module(path, digest) if gpu is None else cuda.CudaModule(path, digest, gpu)
+        )
         self._busy = threading.Lock()
 
     def run(self, values: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -118,7 +123,10 @@ class Bundle:
         directory = Path(path)
         contents = manifest.read(directory)
         manifest.check_files(directory, contents, hashes=verify)
+        gpu = directory / cuda.DIRECTORY if contents.kind == "cuda" else None
         reason = host.why_not_here(contents.architecture, contents.cpu_features)
+        if reason is None and gpu is not None:
+            reason = cuda.why_not_here()
         if reason:
             target = contents.document["target"]["name"]
             raise InputError(f"{directory}: was built for {target}, but {reason}")
@@ -129,6 +137,7 @@ class Bundle:
             contents.outputs,
             threads,
             preferred_threads=contents.threads,
+            gpu=gpu,
         )
         return cls(directory, contents, program)
 

@@ -114,6 +114,8 @@ def use_threads(threads: int, *, exactly: bool) -> None:
 class Module:
     """One compiled library in TVM's virtual machine; call it with tensors. Not thread-safe."""
 
+    _DEVICES: tuple[int, ...] = (_CPU, _FIRST, _POOLED_ALLOCATOR)
+
     def __init__(self, path: Path, digest: str) -> None:
         """Load the library; `digest` is its SHA-256. **Runs the library's code.**
 
@@ -123,7 +125,7 @@ class Module:
         try:
             self._library = _shared_library(path, digest)
             machine = self._library.module["vm_load_executable"]()
-            machine["vm_initialization"](_CPU, _FIRST, _POOLED_ALLOCATOR)
+            machine["vm_initialization"](*self._DEVICES)
             self._machine, self._main = machine, machine["main"]
             _forget_file_pages(path)
         except (RuntimeError, ValueError, TypeError, AttributeError) as error:

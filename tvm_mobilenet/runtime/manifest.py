@@ -48,6 +48,7 @@ class Manifest:
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
     threads: int | None
+    kind: str  # "llvm" or "cuda"
     architecture: str
     cpu_features: tuple[str, ...]
     files: Mapping[str, File]
@@ -73,6 +74,7 @@ def read(directory: Path) -> Manifest:
             inputs=tuple(_tensor(entry) for entry in document["inputs"]),
             outputs=tuple(_tensor(entry) for entry in document["outputs"]),
             threads=None if document["threads"] is None else int(document["threads"]),
+            kind=str(document["target"]["kind"]),
             architecture=str(document["target"]["architecture"]),
             cpu_features=tuple(map(str, document["target"]["cpu_features"])),
             files={

@@ -1,0 +1,178 @@
+"""The GPU's part of a bundle: CUDA source, machine code for each architecture, PTX for newer ones.
+
+Needs no GPU, driver or CUDA toolkit: NVRTC comes as a Python package (extra `cuda`).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tvm_mobilenet.errors import InputError, UsageError
+from tvm_mobilenet.runtime import cuda, nvrtc
+
+if TYPE_CHECKING:
+    from tvm_mobilenet.compiler_pass.pipeline import Compiled
+    from tvm_mobilenet.targets import TargetSpec
+
+SCHEMA_VERSION = 1
+PRECISIONS = ("float32", "tf32", "float16")
+
+_COMPILING = re.compile(r"Compiling entry function '(\w+)'")
+_STACK = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
+_USED = re.compile(r"Used (\d+) registers")
+_SHARED = re.compile(r"(\d+) bytes smem")
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What ptxas gave one kernel: per thread (bytes of stack and spills), and shared per block."""
+
+    registers: int
+    stack_bytes: int
+    spill_store_bytes: int
+    spill_load_bytes: int
+    shared_bytes: int
+
+
+@dataclass(frozen=True)
+class KernelLaunch:
+    """One launch of an inference; `operator` counts the network's operators from 0."""
+
+    operator: int
+    symbol: str
+    kernel: str
+    grid: tuple[int, int, int]
+    block: tuple[int, int, int]
+    dynamic_shared_bytes: int
+
+
+@dataclass(frozen=True)
+class GpuCode:
+    """The machine code of a network's kernels, and their launches in order."""
+
+    source: str
+    images: tuple[nvrtc.Image, ...]
+    launches: tuple[KernelLaunch, ...]
+    precision: str
+    cuda_graph: bool
+
+    def write(self, directory: Path) -> None:
+        """Write source, images and `kernels.json` into a new directory."""
+        directory.mkdir(parents=True)
+        (directory / cuda.SOURCE).write_text(self.source, encoding="utf-8")
+        for image in self.images:
+            ending = "ptx" if image.arch.startswith("compute_") else "cubin"
+            (directory / f"{image.arch}.{ending}").write_bytes(image.code)
+        resources = {i.arch: parse_log(i.log) for i in self.images if i.arch.startswith("sm_")}
+        document = {
+            "schema_version": SCHEMA_VERSION,
+            "nvrtc": nvrtc.version(),
+            "precision": self.precision,
+            "cuda_graph": self.cuda_graph,
+            "launches": [asdict(launch) for launch in self.launches],
+            "resources": {
+                arch: {name: asdict(used) for name, used in kernels.items()}
+                for arch, kernels in resources.items()
+            },
+        }
+        (directory / cuda.KERNELS).write_text(json.dumps(document, indent=1), encoding="utf-8")
+
+
+def check_options(
+    target: TargetSpec, architectures: Sequence[str] | None, precision: str
+) -> tuple[str, ...]:
+    """The architectures to compile for, the target's own if none is asked for; before any work.
+
+    Raises UsageError for options that do not go with the target, InputError for an architecture
+    that NVRTC does not know or a precision that the GPU lacks, MissingToolError without NVRTC.
+    """
+    if precision not in PRECISIONS:
+        raise UsageError(f"precision must be one of {', '.join(PRECISIONS)}, not '{precision}'")
+    if target.gpu is None:
+        if architectures or precision != "float32":
+            option = "--arch" if architectures else "--precision"
+            raise UsageError(f"{option} goes with a GPU; {target.name} is none")
+        return ()
+    if precision != "float32" and not target.gpu.peak_gflops(precision):
+        raise InputError(f"{target.name} has no tensor cores for {precision}; use float32")
+    known = nvrtc.architectures()
+    wanted = tuple(dict.fromkeys(architectures or (target.gpu.arch,)))
+    for arch in wanted:
+        if arch.rstrip("af") not in known:
+            tool = f"NVRTC {nvrtc.version()}"
+            raise InputError(f"{tool} does not compile for '{arch}'; it knows {', '.join(known)}")
+    return wanted
+
+
+def assemble(
+    compiled: Compiled,
+    architectures: Sequence[str],
+    *,
+    precision: str = "float32",
+    progress: Callable[[str], None],
+) -> GpuCode:
+    """Machine code for each architecture, and PTX for the oldest of them and all that are newer.
+
+    Raises InputError when a kernel does not compile, MissingToolError without NVRTC.
+    """
+    from tvm_mobilenet.parity.cuda_launches import cuda_source, lower
+
+    source = cuda_source(compiled.executable)
+    images = []
+    oldest = min(architectures, key=_number)
+    for arch in (*architectures, f"compute_{_number(oldest)}"):
+        progress(f"NVRTC: {arch}")
+        images.append(nvrtc.compile_source(source, arch))
+    lowered = lower(compiled.kernels, compiled.target)
+    launches = [
+        KernelLaunch(
+            number, operator.symbol, launch.kernel, launch.grid, launch.block, launch.shared_bytes
+        )
+        for number, operator in enumerate(compiled.operators)
+        for launch in lowered.functions[operator.symbol].launches
+    ]
+    return GpuCode(source, tuple(images), tuple(launches), precision, cuda_graph=True)
+
+
+def parse_log(log: str) -> dict[str, Resources]:
+    """Per kernel, what `ptxas -v` said of it."""
+    found: dict[str, Resources] = {}
+    kernel, stack, stores, loads = "", 0, 0, 0
+    for line in log.splitlines():
+        if named := _COMPILING.search(line):
+            kernel = named[1]
+        elif frame := _STACK.search(line):
+            stack, stores, loads = (int(count) for count in frame.groups())
+        elif used := _USED.search(line):
+            shared = _SHARED.search(line)
+            found[kernel] = Resources(
+                int(used[1]), stack, stores, loads, int(shared[1]) if shared else 0
+            )
+    return found
+
+
+def read_kernels(bundle: Path) -> Mapping[str, Any]:
+    """`kernels.json` of a bundle for a GPU; InputError when it has none or an unknown version."""
+    path = bundle / cuda.DIRECTORY / cuda.KERNELS
+    try:
+        document: dict[str, Any] = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{bundle}: not a bundle for a GPU ({path} cannot be read)") from error
+    if document.get("schema_version") != SCHEMA_VERSION:
+        raise InputError(f"{path}: of another release; build the bundle again")
+    return document
+
+
+def why_not_judged() -> str | None:
+    """Why a network for a GPU cannot be run here, as a parity report says it; None when it can."""
+    reason = cuda.why_not_here()
+    return None if reason is None else f"it needs a GPU, and {reason}"
+
+
+def _number(arch: str) -> int:
+    return int(re.sub(r"\D", "", arch))
