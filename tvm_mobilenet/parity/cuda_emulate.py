@@ -36,8 +36,9 @@ if TYPE_CHECKING:
     from tvm_mobilenet.targets import TargetSpec
 
 _DIRECTORY = Path(__file__).parent / "cuda_emulator"
+_KERNELS = "kernels.cu"
 _MISTAKE = 3  # the program's exit code for a mistake of a kernel
-_LANGUAGE = ("-std=c++20", "-O2", "-g1", "-march=native", "-no-pie", "-w")
+_LANGUAGE = ("-std=c++20", "-O2", "-g1", "-gdwarf-4", "-march=native", "-no-pie", "-w")
 # Struct copies stay whole, so that a vector's access is seen, and its alignment checked, as one.
 _CHECKED = (
     *("-fsanitize=thread", "--param=tsan-instrument-func-entry-exit=0", "-fno-tree-sra"),
@@ -78,7 +79,9 @@ class Emulator:
         self._narrow = bool(re.search(r"\b(half|half2|bfloat16|char|short|int8_t)\b", source))
         try:
             unit = Path(self._folder.name) / "kernels.cc"
-            unit.write_text(_translation_unit(source), encoding="utf-8")
+            kernels = _as_cpp(source)
+            unit.with_name(_KERNELS).write_text(kernels, encoding="utf-8")
+            unit.write_text(_table(kernels), encoding="utf-8")
             from tvm_mobilenet.deploy.toolchain import own
 
             compiler = own()
@@ -208,7 +211,12 @@ def emulate_source(
 
 
 def run_function(
-    emulator: Emulator, code: HostCode, arguments: Sequence[np.ndarray], outputs: Sequence[Buffer]
+    emulator: Emulator,
+    code: HostCode,
+    arguments: Sequence[np.ndarray],
+    outputs: Sequence[Buffer],
+    *,
+    timeout: float = TIMEOUT_SECONDS,
 ) -> list[np.ndarray]:
     """Run one function of an emulator; see `emulate`."""
     inputs = {f"argument {i}": value for i, value in enumerate(arguments)}
@@ -216,12 +224,13 @@ def run_function(
     temporaries = {f"temporary {i}": buffer for i, buffer in enumerate(code.temporaries)}
     names = [*inputs, *results, *temporaries]
     steps = [Step(launch, tuple(names[i] for i in launch.arguments)) for launch in code.launches]
-    done = emulator.run(inputs, {**results, **temporaries}, steps, list(results))
+    others = {**results, **temporaries}
+    done = emulator.run(inputs, others, steps, list(results), timeout=timeout)
     return [done[name] for name in results]
 
 
-def _translation_unit(source: str) -> str:
-    """The CUDA C as C++: shared arrays come from the emulator, kernels are listed in a table."""
+def _as_cpp(source: str) -> str:
+    """The CUDA C with shared arrays from the emulator, on the same lines."""
     numbers = iter(range(10**6))
 
     def shared(match: re.Match[str]) -> str:
@@ -235,14 +244,18 @@ def _translation_unit(source: str) -> str:
     if "__shared__" in text:
         at = text.index("__shared__")
         raise NotImplementedError(f"shared memory declared as: {text[at : at + 100]}")
-    kernels = sorted(set(_KERNEL.findall(text)))
-    table = "".join(
-        f'  {{"{k}", emulator_arity(&{k}), [](void** a) {{ emulator_call(&{k}, a); }}}},\n'
-        for k in kernels
+    return text
+
+
+def _table(kernels: str) -> str:
+    """The C++ around the kernels: what CUDA's words mean, and a table of the kernels."""
+    rows = "".join(
+        f'  {{"{name}", emulator_arity(&{name}), [](void** a) {{ emulator_call(&{name}, a); }}}},\n'
+        for name in sorted(set(_KERNEL.findall(kernels)))
     )
     return (
-        f'#include "cuda.h"\n#line 1 "kernels.cu"\n{text}\n'
-        f"const EmulatorKernel emulator_kernels[] = {{\n{table}  {{nullptr, 0, nullptr}}}};\n"
+        f'#include "cuda.h"\n#include "{_KERNELS}"\n'
+        f"const EmulatorKernel emulator_kernels[] = {{\n{rows}  {{nullptr, 0, nullptr}}}};\n"
     )
 
 
