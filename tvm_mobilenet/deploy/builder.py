@@ -244,10 +244,11 @@ def compile_and_prove(
     reason = host.why_not_here(host.architecture(target.mtriple), cpu_features(target))
     images = None
     if gpu is not None:
-        reason = reason or cuda.why_not_judged()
         images = library.parent / runtime_cuda.DIRECTORY
         gpu.write(images)
-    if reason:
+    if gpu is not None and (reason or runtime_cuda.why_not_here()):
+        report = cuda.prove(compiled, references, progress)
+    elif reason:
         report = ParityReport((), 0, not_checked=reason)
     else:
         program = Program(

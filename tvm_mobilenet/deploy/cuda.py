@@ -17,9 +17,11 @@ from tvm_mobilenet.runtime import cuda, nvrtc
 
 if TYPE_CHECKING:
     from tvm_mobilenet.compiler_pass.pipeline import Compiled
+    from tvm_mobilenet.parity import ParityReport, Sample
     from tvm_mobilenet.targets import TargetSpec
 
 SCHEMA_VERSION = 1
+EMULATION_LIMIT = 1_000_000_000  # mult-adds of one inference; some 100 s
 PRECISIONS = ("float32", "tf32", "float16")
 
 _COMPILING = re.compile(r"Compiling entry function '(\w+)'")
@@ -98,8 +100,10 @@ def check_options(
             option = "--arch" if architectures else "--precision"
             raise UsageError(f"{option} goes with a GPU; {target.name} is none")
         return ()
-    if precision != "float32" and not target.gpu.peak_gflops(precision):
-        raise InputError(f"{target.name} has no tensor cores for {precision}; use float32")
+    if precision != "float32":
+        lacking = "" if target.gpu.peak_gflops(precision) else f"{target.name} has no tensor cores"
+        reason = lacking or "this release has no kernels"
+        raise InputError(f"{reason} for {precision}; use float32")
     known = nvrtc.architectures()
     wanted = tuple(dict.fromkeys(architectures or (target.gpu.arch,)))
     for arch in wanted:
@@ -168,10 +172,26 @@ def read_kernels(bundle: Path) -> Mapping[str, Any]:
     return document
 
 
-def why_not_judged() -> str | None:
-    """Why a network for a GPU cannot be run here, as a parity report says it; None when it can."""
-    reason = cuda.why_not_here()
-    return None if reason is None else f"it needs a GPU, and {reason}"
+def prove(
+    compiled: Compiled, references: Sequence[Sample], progress: Callable[[str], None]
+) -> ParityReport:
+    """Judge a network on this CPU, kernel by kernel; what is too much work for that is not judged.
+
+    The first sample alone: a kernel takes the same way through its code on every input. Raises
+    KernelError when a kernel breaks a rule of CUDA.
+    """
+    from tvm_mobilenet.parity import ParityReport, cuda_network
+
+    work = sum(operator.mult_adds for operator in compiled.operators)
+    if work > EMULATION_LIMIT:
+        return ParityReport(
+            (),
+            0,
+            not_checked=f"it needs a GPU, and {cuda.why_not_here()}; {work / 1e9:.1f} G mult-adds "
+            f"are too many for emulation, which ends at {EMULATION_LIMIT / 1e9:.1f} G",
+        )
+    progress(f"emulating {work / 1e6:.0f} M mult-adds of its CUDA kernels on this CPU")
+    return cuda_network.prove(compiled, references[:1])
 
 
 def _number(arch: str) -> int:
