@@ -69,7 +69,7 @@ def prove(runner: Path, target: TargetSpec, references: Sequence[Sample]) -> Par
         samples, outputs = Path(folder) / "samples.npz", Path(folder) / "outputs"
         save_samples(samples, references)
         options = ("--no-verify", "--samples", samples, "--outputs", outputs)  # not sealed yet
-        _run([*command, runner, *options])
+        run([*command, runner, *options])
         results = _split(outputs, references)
     report = judge(results, references)
     return ParityReport(report.outputs, report.samples, machine=" ".join(command))
@@ -105,20 +105,22 @@ def executed(machine: Sequence[object], *program: object) -> list[int]:
     """
     with tempfile.TemporaryDirectory(prefix="tvm-mobilenet-") as folder:
         plugin, notes = Path(folder) / "instructions.so", Path(folder) / "notes"
-        _compile_plugin(plugin)
-        _run([*machine, "-plugin", f"{plugin},out={notes}", *program])
+        compile_plugin(plugin)
+        run([*machine, "-plugin", f"{plugin},out={notes}", *program])
         return [int(line) for line in notes.read_text().split()]
 
 
-def _compile_plugin(output: Path) -> None:
+def compile_plugin(output: Path, source: Path = _PLUGIN) -> None:
+    """A plugin for QEMU of its C source. Raises MissingToolError."""
     compiler = os.environ.get("CC") or next(filter(shutil.which, ("gcc", "cc", "clang")), None)
     if compiler is None:
         raise MissingToolError("no C compiler for QEMU's plugin; run: apt-get install gcc")
     compile_with = Toolchain((compiler,), "this machine's")
-    compile_with.run("-O2", "-shared", "-fPIC", "-o", output, _PLUGIN)
+    compile_with.run("-O2", "-shared", "-fPIC", "-o", output, source)
 
 
-def _run(command: Sequence[object]) -> None:
+def run(command: Sequence[object]) -> None:
+    """A guest's program. Raises ParityError when a signal ends it, InputError when it fails."""
     words = [str(word) for word in command]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     machine = " ".join(words[:3])

@@ -1,0 +1,99 @@
+"""ARM's inner loops by LLVM's models of the cores: what share of the FMLA rate they reach.
+
+The instructions are those of the compiled layers, not of the templates alone: whatever LLVM made
+of them, a spill among them, say, is in what is judged.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import re
+
+import pytest
+import tvm
+
+from tvm_mobilenet import targets
+from tvm_mobilenet.compiler_pass.lower_operators import lower_operators
+from tvm_mobilenet.compiler_pass.schedule_operators import spec_of
+from tvm_mobilenet.frontend import load_model
+from tvm_mobilenet.schedules import base
+from tvm_mobilenet.schedules.spec import ConvSpec
+from tvm_mobilenet.tuning.static.mca import cycles, hand_written
+
+pytestmark = [pytest.mark.slow, pytest.mark.arm, pytest.mark.needs_tool("llvm-mca", "llvm")]
+
+CORES = ("cortex-a72", "cortex-a76")  # llvm-mca has no own model of A76: Neoverse N1's
+NETWORKS = (
+    ("mobilenet_v1", 0.25, 128),
+    ("mobilenet_v1", 1.0, 224),
+    ("mobilenet_v2", 1.0, 224),
+    ("mobilenet_v3_large", 1.0, 224),
+)
+TRIPLE = "aarch64-linux-gnu"
+
+
+@functools.cache
+def layers(kind: str) -> list[ConvSpec]:
+    """The networks' distinct layers of a kind."""
+    found: dict[ConvSpec, None] = {}
+    for name, alpha, resolution in NETWORKS:
+        imported = load_model(name, alpha=alpha, resolution=resolution, exporter="torchscript")
+        mod, sites = lower_operators(imported.mod, lanes=4)
+        specs = [spec_of(mod[symbol]) for symbol, _ in sites]
+        found |= {s: None for s in specs if isinstance(s, ConvSpec) and s.kind == kind}
+    return list(found)
+
+
+def hot_loops(kind: str, core: str) -> dict[str, list[str]]:
+    """By layer, the assembly with the most sums: that of the full tile."""
+    target = dataclasses.replace(targets.load(core), cores=1)
+    found = {}
+    for spec in layers(kind):
+        function = base.schedule(spec, target).function.with_attr("global_symbol", "main")
+        compiled = tvm.compile(tvm.IRModule({"main": function}), target=target.tvm_target())
+        pieces = hand_written(compiled.mod.inspect_source("asm"))
+        found[str(spec)] = max(pieces, key=lambda piece: len(sums(piece)))
+    return found
+
+
+def sums(piece: list[str]) -> set[str]:
+    """The registers that FMLA adds to."""
+    return {m[1] for line in piece if (m := re.match(r"fmla (v\d+)\.4s", line))}
+
+
+def alone(piece: list[str], prefix: str) -> list[str]:
+    return [line for line in piece if line.startswith(prefix)]
+
+
+@pytest.mark.parametrize("core", CORES)
+def test_pointwise_layers_reach_the_fmla_rate(core: str) -> None:
+    cpu = targets.load(core).mca_cpu
+    rate = 24 / cycles([[f"fmla v{i}.4s, v30.4s, v31.s[0]" for i in range(24)]], TRIPLE, cpu)[0]
+    loops = hot_loops("pointwise", core)
+    assert len(loops) > 40
+    taken = cycles(list(loops.values()), TRIPLE, cpu)
+    shares = {
+        layer: len(alone(piece, "fmla")) / each / rate
+        for (layer, piece), each in zip(loops.items(), taken, strict=True)
+    }
+    assert {layer: share for layer, share in shares.items() if share < 0.85} == {}
+    spills = {layer for layer, piece in loops.items() if any("[sp" in line for line in piece)}
+    assert spills == set()
+
+
+@pytest.mark.parametrize("core", CORES)
+def test_depthwise_layers_are_near_their_bound(core: str) -> None:
+    """Of loads and of FMLAs alone, each as fast as the core can: at most 1.5 times the larger."""
+    cpu = targets.load(core).mca_cpu
+    loops = hot_loops("depthwise", core)
+    assert len(loops) > 20
+    pieces = list(loops.values())
+    whole = cycles(pieces, TRIPLE, cpu)
+    fma = cycles([alone(piece, "fmla") for piece in pieces], TRIPLE, cpu)
+    loads = cycles([alone(piece, "ld") for piece in pieces], TRIPLE, cpu)
+    ratios = {
+        layer: each / max(bounds)
+        for layer, each, *bounds in zip(loops, whole, fma, loads, strict=True)
+    }
+    assert {layer: ratio for layer, ratio in ratios.items() if ratio > 1.5} == {}

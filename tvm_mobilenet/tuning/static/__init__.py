@@ -1,0 +1,9 @@
+"""Tuning without the device, nor any other: cycles from llvm-mca and counts under QEMU.
+
+``count``    a kernel compiled for the core and executed once by QEMU: how often each block of its
+             code runs, and how many cache lines it brings into L1 and L2
+``mca``      LLVM's model of the core: cycles of each block when it repeats
+``predict``  both together, as seconds of a candidate; ``validation`` says how far to trust them
+"""
+
+from __future__ import annotations
