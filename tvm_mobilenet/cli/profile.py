@@ -14,6 +14,7 @@ from tvm_mobilenet.cli.common import (
     emit_json,
     positive_int,
 )
+from tvm_mobilenet.cli.profile_static import run_static
 from tvm_mobilenet.cli.side_by_side import run_against, run_compare
 from tvm_mobilenet.cli.table import Table, print_rest
 from tvm_mobilenet.errors import UsageError
@@ -57,6 +58,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="do not compare with this machine's limits (measured the first time, for seconds)",
     )
+    parser.add_argument(
+        "--static",
+        action="store_true",
+        help="of a bundle for a GPU, without one: registers, spills, shared memory, theoretical "
+        "occupancy of each kernel, launches; runs nothing",
+    )
     group = parser.add_argument_group("side by side")
     group.add_argument(
         "--compare",
@@ -88,6 +95,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print a table, or one JSON document; write the files asked for."""
+    if args.static:
+        return run_static(args)
     _check_arguments(args)
     if args.compare:
         return run_compare(args)

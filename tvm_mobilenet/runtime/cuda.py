@@ -124,6 +124,13 @@ class CudaModule(library.Module):
         except RuntimeError as error:
             raise InputError(f"the GPU cannot run it: {_first_line(error)}") from error
 
+    def timed_entries(self) -> tuple[Any, Any]:
+        """InputError: a GPU's kernels run behind the CPU's back, so that its clock says nothing."""
+        raise InputError(
+            "a GPU's bundle has no timed entry; 'profile --static' needs no GPU, and "
+            "benchmarks/gpu.py times its kernels on one"
+        )
+
     def _on_device(self, array: np.ndarray) -> Any:
         device = self._ffi.device("cuda", _FIRST)
         return self._allocate(
