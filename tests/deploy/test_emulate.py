@@ -12,6 +12,7 @@ import pytest
 
 from tvm_mobilenet import deploy
 from tvm_mobilenet.deploy import emulate
+from tvm_mobilenet.deploy.inspect import diff
 from tvm_mobilenet.errors import InputError, ParityError
 from tvm_mobilenet.parity.samples import Sample, load_samples, save_samples
 from tvm_mobilenet.runtime import manifest
@@ -53,6 +54,11 @@ def test_two_files_are_all_that_the_board_needs(bundle: Path, tmp_path: Path) ->
     done = runner(tmp_path, "--check", "--bench", 3, "--threads", 2)
     assert done.returncode == 0, done.stderr
     assert "parity passed on 2 samples" in done.stdout and "over 3 runs" in done.stdout
+
+
+def test_two_builds_are_the_same_bytes(bundle: Path, model_path: Path, tmp_path: Path) -> None:
+    again = deploy.build(model_path, target="rpi4", output=tmp_path / bundle.name).path
+    assert diff(bundle, again) == []
 
 
 def test_the_program_checks_itself_and_its_samples(bundle: Path, tmp_path: Path) -> None:

@@ -291,9 +291,28 @@ def test_an_incomplete_manifest_is_refused(bundle_path: Path, key: str) -> None:
 
 
 def test_another_schema_version_is_refused(bundle_path: Path) -> None:
-    rewrite(bundle_path, lambda document: document.update(schema_version=2))
-    with pytest.raises(InputError, match="schema version 2"):
-        Bundle.load(bundle_path)
+    for version in (0, 3, None, "2", True):
+        rewrite(bundle_path, lambda document, new=version: document.update(schema_version=new))
+        with pytest.raises(InputError, match=f"schema version {version!r}, this release reads 1"):
+            Bundle.load(bundle_path)
+
+
+def test_a_bundle_of_the_first_schema_loads(bundle_path: Path, sample: Sample) -> None:
+    def first_schema(document: dict[str, Any]) -> None:
+        document["schema_version"] = 1
+        del document["batches"]
+
+    rewrite(bundle_path, first_schema)
+    with Bundle.load(bundle_path) as bundle:
+        assert close(bundle.run(sample.inputs["picture"]), sample)
+
+
+def test_a_manifest_that_an_older_release_wrote_is_read(tmp_path: Path) -> None:
+    (tmp_path / manifest.NAME).write_bytes(Path(__file__).with_name("schema_1.json").read_bytes())
+    read = manifest.read(tmp_path)
+    assert read.inputs == (Tensor("picture", (1, 3, 16, 16), "float32"),)
+    assert read.batches == ()
+    assert read.files[manifest.LIBRARY].size > 0
 
 
 def test_what_is_no_bundle_is_refused(tmp_path: Path) -> None:

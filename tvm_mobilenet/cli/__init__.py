@@ -33,6 +33,7 @@ COMMANDS: tuple[tuple[str, str], ...] = (
     ("report", "the MobileNet paper's questions, answered on this machine"),
     ("bench", "latency against other runtimes, interleaved in one run"),
     ("run", "classify images with a bundle"),
+    ("bundle", "look into bundles: inspect, verify, diff; merge those of several targets"),
     ("deploy", "prove and time a bundle on another machine, over RPC"),
     ("rpc", "start TVM's RPC tracker or server, or list a tracker's devices"),
     ("targets", "the devices it builds for, and this machine's own description"),

@@ -18,6 +18,7 @@ from tvm_mobilenet.cli.common import (
     add_threads_argument,
     emit_json,
     model_options,
+    positive_int,
     print_table,
 )
 
@@ -68,6 +69,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of a GPU's arithmetic; tf32 and float16 use tensor cores (default: %(default)s)",
     )
     parser.add_argument(
+        "--batches",
+        type=sizes,
+        default=(),
+        metavar="N,N",
+        help="other batch sizes that the bundle shall take, multiples of --batch; the same weights "
+        "and kernels run them in parts, and each size is proven",
+    )
+    parser.add_argument(
         "--exporter",
         choices=("dynamo", "torchscript"),
         default="dynamo",
@@ -93,6 +102,11 @@ def numbers(text: str) -> tuple[float, ...]:
         raise argparse.ArgumentTypeError(f"{text!r} is not numbers with commas") from None
 
 
+def sizes(text: str) -> tuple[int, ...]:
+    """argparse type: whole numbers of at least 1 with commas between them."""
+    return tuple(positive_int(part.strip()) for part in text.split(","))
+
+
 def names(text: str) -> tuple[str, ...]:
     """argparse type: names with commas between them."""
     return tuple(part.strip() for part in text.split(",") if part.strip())
@@ -114,6 +128,7 @@ def run(args: argparse.Namespace) -> int:
         mean=args.mean,
         std=args.std,
         cc=args.cc,
+        batches=args.batches,
         arch=args.arch,
         precision=args.precision,
         progress=args.console.info,

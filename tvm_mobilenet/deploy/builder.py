@@ -71,6 +71,7 @@ def build(
     alpha: float = 1.0,
     resolution: int = 224,
     batch: int = 1,
+    batches: Sequence[int] = (),
     classes: int = 1000,
     weights: Path | None = None,
     exporter: Exporter = "dynamo",
@@ -86,6 +87,8 @@ def build(
 ) -> Built:
     """Build a model (see `frontend.load_model`) for a target and write the bundle.
 
+    batches: other batch sizes that the bundle takes, multiples of `batch`: one set of weights and
+    kernels runs them in parts; each is proven.
     mean, std: pre-processing of pictures instead of the model's own (see `imaging`).
     threads: how many it is scheduled for, and runs on unless told otherwise (None: the cores).
     logs: directory of tuning records instead of those that come with the package.
@@ -111,14 +114,20 @@ def build(
         spec = dataclasses.replace(spec, cores=threads)
     records = applicable(spec, spec.cores, logs)
     say(f"importing {model if isinstance(model, str | Path) else type(model).__name__}")
-    imported = frontend.load_model(
-        model,
-        alpha=alpha,
-        resolution=resolution,
-        batch=batch,
-        classes=classes,
-        weights=weights,
-        exporter=exporter,
+    batches = sorted(set(batches) - {batch})
+    if any(size < 1 or size % batch for size in batches):
+        raise InputError(f"batches must be multiples of the compiled batch, {batch}")
+    imported, *others = (
+        frontend.load_model(
+            model,
+            alpha=alpha,
+            resolution=resolution,
+            batch=size,
+            classes=classes,
+            weights=weights,
+            exporter=exporter,
+        )
+        for size in (batch, *batches)
     )
     preprocessing = preprocessing_of(imported, mean=mean, std=std)
     with tempfile.TemporaryDirectory(prefix="tvm-mobilenet-") as folder:
@@ -126,6 +135,7 @@ def build(
             imported,
             spec,
             Path(folder) / manifest.LIBRARY,
+            others=others,
             threads=threads,
             records=records,
             traces=records.trace,
@@ -146,6 +156,7 @@ def build(
             library=proven.library,
             preprocessing=preprocessing,
             threads=threads,
+            batches=batches,
             runner=proven.runner,
             gpu=proven.gpu,
         )
@@ -183,6 +194,7 @@ def compile_and_prove(
     library: Path,
     *,
     inputs: Sequence[Mapping[str, np.ndarray]] | None = None,
+    others: Sequence[ImportedModel] = (),
     threads: int | None = None,
     records: Records | None = None,
     traces: Traces | None = None,
@@ -199,6 +211,7 @@ def compile_and_prove(
 
     architectures, precision: of a GPU, see `cuda.check_options`.
     records, traces: see `compile_model`; None takes the analytic choice, the fallback.
+    others: the same model for other batch sizes, to be run in parts; judged on samples of theirs.
     inputs: what to judge on; None takes `parity.samples`. Code that this machine cannot run is not
     judged, and the report says so; the reference's outputs are worked out all the same, for the
     device.
@@ -236,11 +249,15 @@ def compile_and_prove(
             except NotImplementedError as error:
                 progress(f"no runner: {error}")
     progress("comparing with PyTorch")
-    references = evaluate(imported, samples(imported) if inputs is None else inputs)
+    own = evaluate(imported, samples(imported) if inputs is None else inputs)
+    references = list(own)
+    for other in others:
+        for sample in evaluate(other, samples(other, count=1)):
+            references += _in_parts(sample, imported.inputs[0].shape[0])
     if runner is not None:
         report = emulate.prove(runner.path, target, references)
         progress(report.summary())
-        return Proven(compiled, library, references, report, runner)
+        return Proven(compiled, library, own, report, runner)
     reason = host.why_not_here(host.architecture(target.mtriple), cpu_features(target))
     images = None
     if gpu is not None:
@@ -261,4 +278,17 @@ def compile_and_prove(
         )
         report = judge([program.run(sample.inputs) for sample in references], references)
     progress(report.summary())
-    return Proven(compiled, library, references, report, gpu=gpu)
+    return Proven(compiled, library, own, report, gpu=gpu)
+
+
+def _in_parts(sample: Sample, size: int) -> list[Sample]:
+    """A sample of a larger batch as samples of `size` rows each."""
+    rows = len(next(iter(sample.inputs.values())))
+
+    def part(values: Mapping[str, np.ndarray], start: int) -> dict[str, np.ndarray]:
+        return {name: array[start : start + size] for name, array in values.items()}
+
+    return [
+        Sample(*(part(kind, start) for kind in (sample.inputs, sample.float32, sample.float64)))
+        for start in range(0, rows, size)
+    ]

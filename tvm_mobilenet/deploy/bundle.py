@@ -61,6 +61,7 @@ def write_bundle(
     library: Path | None = None,
     preprocessing: Preprocessing | None = None,
     threads: int | None = None,
+    batches: Sequence[int] = (),
     runner: Runner | None = None,
     gpu: GpuCode | None = None,
 ) -> Path:
@@ -68,6 +69,7 @@ def write_bundle(
 
     library: what `export_library` made of `compiled`, made here when not given.
     threads: how many the bundle runs on unless told otherwise (None: the physical cores).
+    batches: other sizes of the first axis than the compiled one that the samples prove.
     gpu: the GPU's part; there is no C++ runner for it.
     runner: for another kind of machine, the C++ runner built for it; a README.md goes with it.
 
@@ -75,7 +77,7 @@ def write_bundle(
     behind and an older bundle as it was.
     """
     path = check_output(output)
-    with _os_errors_named(output), _staging(path) as staging:
+    with put_in_place(path, output) as staging:
         if library is None:
             export_library(compiled, staging / manifest.LIBRARY)
         else:
@@ -89,25 +91,40 @@ def write_bundle(
             for source in sorted(_RUNNER.iterdir()):
                 if source.is_file():
                     shutil.copyfile(source, staging / "runner" / source.name)
-        document = _document(compiled, parity, preprocessing, threads)
+        document = _document(compiled, parity, preprocessing, threads, batches)
         if runner is not None:
             (staging / "bin").mkdir()
             seal(shutil.copy(runner.path, staging / "bin" / "runner"), staging / manifest.SAMPLES)
             (staging / "README.md").write_text(readme(compiled, parity, path.name), "utf-8")
             document["tools"]["cross-compiler"] = runner.toolchain
-        document["files"] = {
-            file.relative_to(staging).as_posix(): {
-                "sha256": manifest.file_digest(file),
-                "size": file.stat().st_size,
-            }
-            for file in sorted(staging.rglob("*"))
-            if file.is_file()
-        }
+        document["files"] = list_files(staging)
         (staging / manifest.NAME).write_text(manifest.seal(document), encoding="utf-8")
+    return path
+
+
+@contextlib.contextmanager
+def put_in_place(path: Path, output: str | Path) -> Iterator[Path]:
+    """A directory to fill that becomes the bundle at `path`, what `check_output(output)` gave.
+
+    All or nothing: see `write_bundle`, which raises the same.
+    """
+    with _os_errors_named(output), _staging(path) as staging:
+        yield staging
         _flush(staging)
         check_output(output)
         _move(staging, path)
-    return path
+
+
+def list_files(directory: Path) -> dict[str, dict[str, Any]]:
+    """The manifest's `files` of a directory: SHA-256 and size in bytes by name."""
+    return {
+        file.relative_to(directory).as_posix(): {
+            "sha256": manifest.file_digest(file),
+            "size": file.stat().st_size,
+        }
+        for file in sorted(directory.rglob("*"))
+        if file.is_file()
+    }
 
 
 def _save_kernels(path: Path, compiled: Compiled) -> None:
@@ -124,6 +141,7 @@ def _document(
     parity: ParityReport,
     preprocessing: Preprocessing | None,
     threads: int | None,
+    batches: Sequence[int],
 ) -> dict[str, Any]:
     imported, target = compiled.imported, compiled.target
     described = dataclasses.asdict(target)
@@ -137,6 +155,7 @@ def _document(
             {**dataclasses.asdict(info), "values": output_values(imported.onnx, info.name)}
             for info in imported.outputs
         ],
+        "batches": list(batches),
         "preprocessing": None if preprocessing is None else preprocessing.to_json(),
         "threads": threads,
         "target": {

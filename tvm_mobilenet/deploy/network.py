@@ -158,6 +158,7 @@ def write_sources(network: Network, compiled: Compiled, directory: Path, threads
             file.write(weight.tobytes())
             file.write(bytes(_aligned(weight.nbytes) - weight.nbytes))
     (directory / "weights.s").write_text(
+        '    .file "weights.s"\n'  # else the assembler notes the name of a temporary file
         "    .section .rodata\n    .balign 64\n    .globl network_weights\nnetwork_weights:\n"
         '    .incbin "weights.bin"\n    .byte 0\n    .section .note.GNU-stack,"",%progbits\n',
         encoding="utf-8",

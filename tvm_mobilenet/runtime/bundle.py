@@ -30,10 +30,12 @@ class Program:
         threads: int | None = None,
         *,
         preferred_threads: int | None = None,
+        batches: Sequence[int] = (),
         gpu: Path | None = None,
     ) -> None:
         """Load the library at `path`, whose SHA-256 is `digest`. **Runs the library's code.**
 
+        `batches`: other sizes of the first axis that `run` takes, multiples of the compiled one.
         `gpu`: of a library for NVIDIA GPUs, the directory with its machine code.
 
         `threads`: how many the caller's work is spread over. None takes `preferred_threads`, or as
@@ -41,6 +43,7 @@ class Program:
         Raises InputError when the library does not load, or `threads` is more than there are CPUs.
         """
         self.inputs, self.outputs = tuple(inputs), tuple(outputs)
+        self._batches = frozenset(batches)
         self._names = {tensor.name: None for tensor in inputs}.keys()  # a set in their order
         self._exactly = threads is not None
         self.threads = library.choose_threads(threads, preferred_threads)
@@ -54,7 +57,12 @@ class Program:
 
         Raises InputError when a name, shape or dtype is not the model's.
         """
-        return self.run_arrays([self.checked(values, tensor) for tensor in self._ordered(values)])
+        tensors = self._ordered(values)
+        if self._batches:
+            parts = self._parts(values)
+            if parts is not None:
+                return _joined([self.run(part) for part in parts])
+        return self.run_arrays([self.checked(values, tensor) for tensor in tensors])
 
     def run_arrays(self, arrays: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
         """`run` on arrays that `checked` returned, in the order of `inputs`: nothing is checked."""
@@ -65,6 +73,19 @@ class Program:
             # Copied: the machine's memory may be the input's or be used again.
             results = [np.array(np.from_dlpack(tensor)) for tensor in self._module(*arrays)]
         return {out.name: array for out, array in zip(self.outputs, results, strict=True)}
+
+    def trace(self, values: Mapping[str, Any], trace: np.ndarray, feed: np.ndarray) -> np.ndarray:
+        """Every operator's result for the inputs; see `compiler_pass.traced_entry`.
+
+        `trace`: (places,) float32, what to feed where `feed`, (operators,) int64, is not 0.
+        Returns a new trace. Raises InputError for a library that was built without the entry.
+        """
+        arrays = [self.checked(values, tensor) for tensor in self._ordered(values)]
+        filled = aligned(trace.copy())
+        with self._busy:
+            library.use_threads(self.threads, exactly=self._exactly)
+            self._module.trace(arrays, filled, aligned(feed))
+        return filled
 
     def timed_entries(self) -> tuple[Any, Any]:
         """See `library.Module.timed_entries`; threads are set up for the calling thread."""
@@ -84,6 +105,22 @@ class Program:
                 f"input '{tensor.name}' has shape {array.shape}, the model takes {tensor.shape}"
             )
         return aligned(array)
+
+    def _parts(self, values: Mapping[str, Any]) -> list[dict[str, np.ndarray]] | None:
+        """The values cut to the compiled batch; None when they are of no other proven size."""
+        arrays = {
+            tensor.name: as_array(values[tensor.name], f"input '{tensor.name}'")
+            for tensor in self.inputs
+        }
+        sizes = {array.shape[0] if array.ndim else 0 for array in arrays.values()}
+        size = sizes.pop()
+        if sizes or size not in self._batches:
+            return None
+        step = self.inputs[0].shape[0]
+        return [
+            {name: array[start : start + step] for name, array in arrays.items()}
+            for start in range(0, size, step)
+        ]
 
     def _ordered(self, values: Mapping[str, Any]) -> tuple[Tensor, ...]:
         wanted = self._names
@@ -115,12 +152,13 @@ class Bundle:
         """Load a bundle from its directory. **This runs the code in it**: trust its origin first.
 
         `threads`: how many to run on; None takes what the bundle was built with, else the physical
-        cores that this process may use. `verify` compares every file with its hash.
+        cores that this process may use. `verify` compares every file with its hash. Of a bundle
+        for several targets the best variant that can run here is loaded, and is `Bundle.path`.
 
         Raises InputError: no bundle, a changed file, names that lead out of the directory, code
         for another CPU, more threads than CPUs. MissingToolError: no TVM runtime.
         """
-        directory = Path(path)
+        directory = manifest.choose(Path(path))
         contents = manifest.read(directory)
         manifest.check_files(directory, contents, hashes=verify)
         gpu = directory / cuda.DIRECTORY if contents.kind == "cuda" else None
@@ -137,6 +175,7 @@ class Bundle:
             contents.outputs,
             threads,
             preferred_threads=contents.threads,
+            batches=contents.batches,
             gpu=gpu,
         )
         return cls(directory, contents, program)
@@ -172,7 +211,8 @@ class Bundle:
         """Run the model once.
 
         `x`: a numpy array, or anything that speaks DLPack and lies in the CPU's memory, of the
-        input's shape and dtype; or a mapping of such by input name. An array gives an array where
+        input's shape and dtype, or with another of the sizes of its first axis that the manifest
+        has in `batches`; or a mapping of such by input name. An array gives an array where
         the model has one output; everything else gives a dict by output name. Results own their
         memory. Raises InputError when a name, shape or dtype is not the model's.
         """
@@ -204,6 +244,13 @@ class Bundle:
             return ", ".join(f"{t.name}: {t.dtype}{list(t.shape)}" for t in tensors)
 
         return f"Bundle({str(self.path)!r}, {listed(self.inputs)} -> {listed(self.outputs)})"
+
+
+def _joined(results: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Outputs of parts of a batch as those of the whole."""
+    import numpy as np
+
+    return {name: np.concatenate([each[name] for each in results]) for name in results[0]}
 
 
 def as_array(value: Any, what: str) -> np.ndarray:

@@ -12,7 +12,7 @@ import os
 import sys
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -26,6 +26,7 @@ _LIBRARY_NAME = {"darwin": "libtvm_runtime.dylib", "win32": "tvm_runtime.dll"}.g
 )
 _CPU, _FIRST, _POOLED_ALLOCATOR = 1, 0, 2  # vm_initialization: device type, its number, allocator
 TIMED_ENTRY = "main_timed"  # see compiler_pass.timed_entry
+TRACED_ENTRY = "main_traced"  # see compiler_pass.traced_entry
 _SHARE_ALL_CORES = -3  # affinity mode: no thread is bound to one core, the caller's least of all
 _pool = threading.local()  # TVM keeps one thread pool for each calling thread
 _digest_of_name: dict[str, str] = {}  # name given to the dynamic linker -> what that file held
@@ -148,10 +149,21 @@ class Module:
         The latter takes an int64 tensor after the inputs (see `compiler_pass.timed_entry`).
         Raises InputError for a library that was built without it.
         """
+        return self._main, self._entry(TIMED_ENTRY, "timed")
+
+    def trace(self, arrays: Sequence[Any], trace: Any, feed: Any) -> None:
+        """Run `TRACED_ENTRY` on the inputs; `trace` is filled (see `compiler_pass.traced_entry`).
+
+        All arrays aligned to 64 bytes. Raises InputError for a library that was built without it.
+        """
+        traced = self._entry(TRACED_ENTRY, "traced")
+        traced(*map(self._ffi.from_dlpack, [*arrays, trace, feed]))
+
+    def _entry(self, name: str, kind: str) -> Any:
         try:
-            return self._main, self._machine[TIMED_ENTRY]
+            return self._machine[name]
         except (AttributeError, RuntimeError) as error:
-            raise InputError("has no timed entry: it was built by an older release") from error
+            raise InputError(f"has no {kind} entry: it was built by an older release") from error
 
 
 def _forget_file_pages(library: Path) -> None:

@@ -12,10 +12,11 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from tvm_mobilenet.errors import InputError
+from tvm_mobilenet.runtime import host
 
 NAME = "manifest.json"
 FORMAT = "tvm-mobilenet bundle"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # 2 added `batches` and bundles for several targets
 LIBRARY = "model.so"
 SAMPLES = "samples.npz"
 KERNELS = "kernels.zip"  # the source of every kernel, for people; nothing needs it to run
@@ -43,7 +44,10 @@ class File:
 
 @dataclass(frozen=True)
 class Manifest:
-    """A checked manifest: the parts that running needs, and the whole as `document`."""
+    """A checked manifest: the parts that running needs, and the whole as `document`.
+
+    batches: other sizes of the first axis than the compiled one that were proven.
+    """
 
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
@@ -52,6 +56,7 @@ class Manifest:
     architecture: str
     cpu_features: tuple[str, ...]
     files: Mapping[str, File]
+    batches: tuple[int, ...]
     document: Mapping[str, Any]
 
 
@@ -68,7 +73,10 @@ def read(directory: Path) -> Manifest:
     schema version, or names files outside of the bundle.
     """
     path = directory / NAME
-    document = _document(directory)
+    document = read_document(directory)
+    if "variants" in document:
+        places = ", ".join(str(directory / variant.path) for variant in variants(directory))
+        raise InputError(f"{directory}: is for several targets; give one of {places}")
     try:
         return Manifest(
             inputs=tuple(_tensor(entry) for entry in document["inputs"]),
@@ -81,12 +89,76 @@ def read(directory: Path) -> Manifest:
                 _inside(str(name), path): File(str(entry["sha256"]), int(entry["size"]))
                 for name, entry in document["files"].items()
             },
+            batches=tuple(map(int, document["batches"])),
             document=document,
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{path}: not a valid manifest ({error!r}); build the bundle again") from (
             error
         )
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One of the bundles in a bundle for several targets. `path`: its directory there."""
+
+    path: str
+    target: str
+    architecture: str
+    cpu_features: tuple[str, ...]
+    manifest_sha256: str
+
+
+def variants(directory: Path) -> tuple[Variant, ...]:
+    """What a bundle for several targets holds, best first; of any other bundle nothing.
+
+    Raises as `read`.
+    """
+    path, document = directory / NAME, read_document(directory)
+    try:
+        return tuple(
+            Variant(
+                _inside(str(entry["path"]), path),
+                str(entry["target"]),
+                str(entry["architecture"]),
+                tuple(map(str, entry["cpu_features"])),
+                str(document["files"][f"{entry['path']}/{NAME}"]["sha256"]),
+            )
+            for entry in document.get("variants", ())
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"{path}: not a valid manifest ({error!r}); build the bundle again") from (
+            error
+        )
+
+
+def choose(directory: Path) -> Path:
+    """The directory to load: itself, or in a bundle for several targets the best one for here.
+
+    Raises as `read`; InputError when no variant can run here, or the chosen one was changed.
+    """
+    found = variants(directory)
+    if not found:
+        return directory
+    reasons = []
+    for variant in found:
+        reason = host.why_not_here(variant.architecture, variant.cpu_features)
+        if reason is not None:
+            reasons.append(f"{variant.target}: {reason}")
+            continue
+        check_variant(directory, variant)
+        return directory / variant.path
+    raise InputError(f"{directory}: has nothing for this machine ({'; '.join(reasons)})")
+
+
+def check_variant(directory: Path, variant: Variant) -> None:
+    """InputError when a variant's manifest is not as it was written; `read` checks its own seal."""
+    place = directory / variant.path
+    if place.is_symlink():
+        raise InputError(f"{place}: is a link; a bundle holds plain files only")
+    listing = place / NAME
+    if not listing.is_file() or file_digest(listing) != variant.manifest_sha256:
+        raise InputError(f"{listing}: differs from what was built; copy the bundle again")
 
 
 def is_bundle(directory: Path) -> bool:
@@ -137,6 +209,11 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def read_document(directory: Path) -> Mapping[str, Any]:
+    """The whole manifest, its seal checked and of this schema version; raises as `read`."""
+    return _upgraded(_document(directory))
+
+
 def _document(directory: Path) -> dict[str, Any]:
     path = directory / NAME
     if not directory.is_dir():
@@ -151,15 +228,21 @@ def _document(directory: Path) -> dict[str, Any]:
         raise InputError(f"{path}: cannot be read ({error}); build the bundle again") from error
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise InputError(f"{path}: not the manifest of a tvm-mobilenet bundle")
-    if document.get("schema_version") != SCHEMA_VERSION:
+    schema = document.get("schema_version")
+    if schema not in range(1, SCHEMA_VERSION + 1) or isinstance(schema, bool):
         raise InputError(
-            f"{path}: schema version {document.get('schema_version')!r}, this release reads "
-            f"{SCHEMA_VERSION}; build the bundle again"
+            f"{path}: schema version {schema!r}, this release reads 1 to {SCHEMA_VERSION}; "
+            "build the bundle again or update tvm-mobilenet"
         )
     found = _SEAL.search(text)
     if found is None or found[2] != _digest(_SEAL.sub(rf"\g<1>{_BLANK}\g<3>", text).encode()):
         raise InputError(f"{path}: differs from what was built; build or copy the bundle again")
     return document
+
+
+def _upgraded(document: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A manifest of an older schema as one of this; the document on the disk stays as it is."""
+    return {"batches": []} | dict(document) if document["schema_version"] == 1 else document
 
 
 def _tensor(entry: Mapping[str, Any]) -> Tensor:

@@ -100,6 +100,34 @@ std::vector<T> list(const json::Object& object, const char* key) {
   return values;
 }
 
+#if defined(__x86_64__)
+constexpr char kArchitecture[] = "x86_64";
+#elif defined(__aarch64__)
+constexpr char kArchitecture[] = "aarch64";
+#else
+constexpr char kArchitecture[] = "armv7";
+#endif
+
+// In a bundle for several targets the directory of the first that can run here; else `directory`.
+std::string choose(const std::string& directory, const json::Object& manifest, bool verify) {
+  if (manifest.count("variants") == 0) return directory;
+  for (const ffi::Any& value : manifest["variants"].cast<json::Array>()) {
+    const auto variant = value.cast<json::Object>();
+    const auto features = list<std::string>(variant, "cpu_features");
+    if (text_of(variant, "architecture") != kArchitecture ||
+        !std::all_of(features.begin(), features.end(), cpu_has)) {
+      continue;
+    }
+    const std::string path = text_of(variant, "path");
+    refuse_outside(path);
+    const std::string name = path + "/manifest.json";
+    const auto entry = manifest["files"].cast<json::Object>()[name].cast<json::Object>();
+    check_files(directory, json::Object{{ffi::String(name), entry}}, verify);
+    return directory + "/" + path;
+  }
+  throw std::runtime_error(directory + " has nothing for this machine");
+}
+
 DLDataType to_dtype(const std::string& name) {
   DLDataType dtype;
   const TVMFFIByteArray text{name.data(), name.size()};
@@ -189,7 +217,8 @@ struct Model::Engine {
 };
 
 Model::Model(const std::string& bundle, int threads_, bool verify) : verified(verify) {
-  const std::string directory = bundle.empty() ? "." : bundle;
+  const std::string top = bundle.empty() ? "." : bundle;
+  const std::string directory = choose(top, read_manifest(top, verify), verify);
   const json::Object manifest = read_manifest(directory, verify);
   check_files(directory, manifest["files"].cast<json::Object>(), verify);
   const auto described = manifest["target"].cast<json::Object>();
