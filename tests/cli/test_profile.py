@@ -14,6 +14,7 @@ import pytest
 
 from tvm_mobilenet import targets
 from tvm_mobilenet.cli import main
+from tvm_mobilenet.cli import profile as profile_command
 from tvm_mobilenet.errors import InputError
 from tvm_mobilenet.profiling import compare as compare_module
 from tvm_mobilenet.profiling import limits as limits_module
@@ -72,6 +73,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         return found
 
     monkeypatch.setattr(profile_module, "profile", answer)
+    monkeypatch.setattr(profile_command, "_only_counted", lambda args: False)  # there is no bundle
     return seen
 
 

@@ -109,6 +109,8 @@ def run(args: argparse.Namespace) -> int:
     for option in _FILES:
         if path := getattr(args, option):
             exports.check_writable(path, f"--{option}")
+    if _only_counted(args):
+        return _run_instructions(args)
     measured = _measure(args)
     if args.csv:
         exports.write_csv(measured, args.csv, args.by)
@@ -126,6 +128,63 @@ def run(args: argparse.Namespace) -> int:
     _print_rows(rows[: args.top], by=args.by, wide=args.wide)
     print_rest(args.top, len(rows))
     _print_summary(measured)
+    return 0
+
+
+def _only_counted(args: argparse.Namespace) -> bool:
+    """Whether the bundle is for another kind of machine and no device was named."""
+    from tvm_mobilenet.runtime import host, manifest
+
+    architecture = manifest.read(args.bundles[0]).architecture
+    return not (args.rpc or args.rpc_tracker) and architecture != host.architecture()
+
+
+def _run_instructions(args: argparse.Namespace) -> int:
+    """Executed instructions under QEMU, in place of times."""
+    from tvm_mobilenet.profiling import exports, html
+    from tvm_mobilenet.profiling.instructions import profile_instructions
+
+    if args.trace:
+        raise UsageError("--trace is of times: name a device with --rpc or --rpc-tracker")
+    counted = profile_instructions(args.bundles[0], progress=args.console.info)
+    rows = counted.rows(args.by)
+    if args.csv:
+        exports.write_csv(counted, args.csv, args.by)
+        args.console.info(f"{args.csv}: {len(rows)} rows")
+    if args.html:
+        html.write_instructions(counted, args.html)
+        args.console.info(f"{args.html}: open it in a browser")
+    if args.json:
+        emit_json("profile-instructions", counted.document())
+        return 0
+    table = Table(rows[: args.top])
+    table.column({"layer": "LAYER", "op": "OPERATOR", "kind": "KIND"}[args.by], "name")
+    if args.by != "kind":
+        table.column("KIND", "kind")
+    if args.by != "layer":
+        table.column("CALLS", "calls", "d")
+    table.column("INSTRUCTIONS", "instructions", "d")
+    table.column("SHARE", "share", ".1%")
+    table.column("SUM", "cumulative_share", ".1%")
+    table.column("FLOOR", "floor", ".0f")
+    table.column("TIMES", "over_floor", ".2f")
+    table.column("SCHEDULE", "schedule")
+    table.column("SOURCE", "source")
+    if args.wide:
+        if args.by != "kind":
+            table.column("SHAPE", "shape")
+            table.column("KNOBS", "knobs")
+        table.column("ONNX NODES", "onnx_nodes")
+    table.write({})
+    print_rest(args.top, len(rows))
+    lines = [
+        "",
+        f"{counted.total} instructions an inference on one thread, under {counted.machine}: "
+        f"operators {counted.total - counted.rest}, between them {counted.rest}",
+        "FLOOR: the operator's Mult-Adds as vector instructions and nothing else",
+    ]
+    lines += [f"note: {note}" for note in counted.notes]
+    sys.stdout.write("\n".join(lines) + "\n")
     return 0
 
 

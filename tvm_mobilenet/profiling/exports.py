@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tvm_mobilenet.errors import InputError
 
 if TYPE_CHECKING:
+    from tvm_mobilenet.profiling.instructions import InstructionProfile
     from tvm_mobilenet.profiling.profile import Profile
     from tvm_mobilenet.profiling.rows import By
 
@@ -76,7 +77,7 @@ def document(profile: Profile) -> dict[str, Any]:
     }
 
 
-def write_csv(profile: Profile, path: Path, by: By = "layer") -> None:
+def write_csv(profile: Profile | InstructionProfile, path: Path, by: By = "layer") -> None:
     """Write `profile.rows(by)` with a header line; lists are joined by spaces, knobs are JSON."""
     rows = profile.rows(by)
     with path.open("w", newline="", encoding="utf-8") as file:

@@ -23,6 +23,7 @@ from tvm_mobilenet.profiling import exports
 from tvm_mobilenet.profiling.kernels import read_kernels
 
 if TYPE_CHECKING:
+    from tvm_mobilenet.profiling.instructions import InstructionProfile
     from tvm_mobilenet.profiling.profile import Profile
     from tvm_mobilenet.profiling.report import Report
 
@@ -62,6 +63,14 @@ def write_report(report: Report, path: Path) -> None:
     """Write the page of a `report`; MissingToolError without plotly."""
     check()
     text = _filled("report", title="MobileNets on this machine", data=report.document())
+    path.write_text(text, encoding="utf-8")
+
+
+def write_instructions(profile: InstructionProfile, path: Path) -> None:
+    """Write the page of executed instructions; MissingToolError without plotly."""
+    check()
+    title = f"{profile.model} on {profile.target}: instructions"
+    text = _filled("instructions", title=title, data={**profile.document(), "threads": 1})
     path.write_text(text, encoding="utf-8")
 
 

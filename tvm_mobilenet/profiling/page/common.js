@@ -9,6 +9,10 @@ const threads = data.threads === 1 ? "1 thread" : `${data.threads} threads`;
 /** For sorting: what is not known comes last, either way. */
 const compare = (a, b, down) => a === b ? 0 : a === null ? 1 : b === null ? -1 : (typeof a === "string" ? a.localeCompare(b, "en", { numeric: true }) : a - b) * (down ? -1 : 1);
 
+const KINDS = ["stem", "depthwise", "pointwise", "separable", "conv", "squeeze-excite", "dense", "pool", "other"];
+const COLOURS = ["#e69f00", "#0072b2", "#d55e00", "#7b5ea7", "#8a6d3b", "#cc79a7", "#009e73", "#56b4e9", "#8891a0"];
+const colourOf = (kind) => COLOURS[Math.max(0, KINDS.indexOf(kind))];
+
 function element(tag, properties = {}, ...children) {
   const node = Object.assign(document.createElement(tag), properties);
   node.append(...children);
@@ -29,6 +33,27 @@ function layout(more) {
     hoverlabel: { align: "left" },
     xaxis: { ...axis, ...xaxis }, yaxis: { ...axis, ...yaxis }, ...rest,
   };
+}
+/** Ticks at 1, 2 and 5 times the powers of ten, written out: plotly's own leave the powers away. */
+function logTicks(low, high) {
+  const values = [];
+  for (let power = Math.floor(Math.log10(low)); power <= Math.ceil(Math.log10(high)); power++) {
+    for (const digit of narrow() ? [1, 3] : [1, 2, 5]) values.push(digit * 10 ** power);
+  }
+  return { tickmode: "array", tickvals: values, ticktext: values.map((value) => String(Number(value.toPrecision(2)))) };
+}
+
+/** A table whose headings sort; columns are [title, key, text of a row, "text" for words]. */
+function sortable(id, columns, rows, sorting) {
+  const sorted = [...rows].sort((a, b) => compare(a[sorting.key], b[sorting.key], sorting.down));
+  $(id).tHead.replaceChildren(element("tr", {}, ...columns.map(([title, key, , text]) => {
+    const sort = () => sortable(id, columns, rows, { key, down: sorting.key === key && !sorting.down });
+    const cell = element("th", { className: `${text ?? ""} ${key}`, scope: "col" }, element("button", { textContent: title, onclick: sort }));
+    if (key === sorting.key) cell.setAttribute("aria-sort", sorting.down ? "descending" : "ascending");
+    return cell;
+  })));
+  $(id).tBodies[0].replaceChildren(...sorted.map((row) => element("tr", {}, ...columns.map(([, key, show, text]) =>
+    element("td", { className: `${text ?? ""} ${key}`, textContent: show(row) })))));
 }
 const CONFIG = { responsive: true, displaylogo: false, displayModeBar: false };
 const safe = (text) => String(text).replaceAll("<", "‹"); // plotly reads HTML tags

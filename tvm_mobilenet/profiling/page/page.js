@@ -1,6 +1,3 @@
-const KINDS = ["stem", "depthwise", "pointwise", "separable", "conv", "squeeze-excite", "dense", "pool", "other"];
-const COLOURS = ["#e69f00", "#0072b2", "#d55e00", "#7b5ea7", "#8a6d3b", "#cc79a7", "#009e73", "#56b4e9", "#8891a0"];
-const colourOf = (kind) => COLOURS[Math.max(0, KINDS.indexOf(kind))];
 const layers = data.layers;
 
 const rating = (share) => share === null ? "" : share >= 0.7 ? "good" : share >= 0.4 ? "fair" : "poor";
@@ -129,8 +126,8 @@ function rooflineChart() {
   }
   Plotly.react("roofline", traces, layout({
     height: narrow() ? 430 : 520,
-    xaxis: { type: "log", title: { text: "FLOP per byte" }, range: [Math.log10(low), Math.log10(high)], dtick: "D2" },
-    yaxis: { type: "log", title: { text: "GFLOP/s" }, range: [Math.log10(Math.min(...ys) / 2), Math.log10(peak * 1.6)], dtick: "D2" },
+    xaxis: { type: "log", title: { text: "FLOP per byte" }, range: [Math.log10(low), Math.log10(high)], ...logTicks(low, high) },
+    yaxis: { type: "log", title: { text: "GFLOP/s" }, range: [Math.log10(Math.min(...ys) / 2), Math.log10(peak * 1.6)], ...logTicks(Math.min(...ys) / 2, peak * 1.6) },
     legend: { orientation: "h", y: -0.18, yanchor: "top", x: 0 },
     margin: { l: 8, r: 8, t: 8, b: narrow() ? 150 : 90 },
   }), CONFIG);
@@ -218,9 +215,11 @@ function fill(id, rows) {
 
 function smallTables() {
   const whole = data.reconciliation, phases = data.phases;
+  const part = (us) => us === null ? "not seen" : `${micro(us)} (${percent(us / whole.with_instruments_us)})`;
   fill("reconciliation", [
     ["operators", micro(whole.operators_us)],
-    ["entering and leaving the network", whole.entry_us === null ? "not seen" : micro(whole.entry_us + whole.exit_us)],
+    ["entering: the call, checking arguments, taking memory", part(whole.entry_us)],
+    ["leaving: giving memory back, returning", part(whole.exit_us)],
     ["with instruments", micro(whole.with_instruments_us), true],
     ["without instruments, from end to end", micro(whole.without_instruments_us)],
     ["difference", `${micro(whole.difference_us)} (${percent(whole.difference_us / whole.without_instruments_us)})`],

@@ -1,7 +1,7 @@
 const networks = data.networks;
 const FAMILIES = [...new Set(networks.map((row) => row.model))];
 const PALETTE = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"];
-const colourOf = (model) => PALETTE[FAMILIES.indexOf(model) % PALETTE.length];
+const familyColour = (model) => PALETTE[FAMILIES.indexOf(model) % PALETTE.length];
 const mega = (count) => `${number(count / 1e6, 1)} M`;
 const short = (row) => `${row.alpha}/${row.resolution}`;
 
@@ -23,6 +23,7 @@ function head() {
   }
 }
 
+const span = (values) => [Math.min(...values), Math.max(...values)];
 const about = (row) => `<b>${safe(row.network)}</b><br>${mega(row.mult_adds)} Mult-Adds, ${mega(row.parameters)} parameters<br>${number(row.ms, 3)} ms` +
   (row.accuracy === null ? "" : `<br>${row.accuracy} % top-1`) + "<extra></extra>";
 
@@ -30,7 +31,7 @@ function points(rows, x, y) {
   return FAMILIES.filter((model) => rows.some((row) => row.model === model)).map((model) => {
     const some = rows.filter((row) => row.model === model);
     return { x: some.map(x), y: some.map(y), name: model, mode: narrow() ? "markers" : "markers+text", text: some.map(short), textposition: "top center",
-      textfont: { size: 10, color: css("--soft") }, marker: { size: 11, color: colourOf(model), line: { width: 1, color: css("--panel") } }, hovertemplate: some.map(about) };
+      textfont: { size: 10, color: css("--soft") }, marker: { size: 11, color: familyColour(model), line: { width: 1, color: css("--panel") } }, hovertemplate: some.map(about) };
   });
 }
 const LEGEND = { orientation: "h", y: -0.2, yanchor: "top", x: 0 };
@@ -42,7 +43,7 @@ function latencyChart() {
   const line = { x: ends, y: ends.map((m) => m * rate), mode: "lines", name: `${number(1e3 * rate, 1)} µs a million (median)`, line: { dash: "dash", width: 1.5, color: css("--soft") }, hoverinfo: "skip" };
   Plotly.react("latency", [line, ...points(networks, (row) => row.mult_adds / 1e6, (row) => row.ms)], layout({
     height: narrow() ? 460 : 520, margin: room(), legend: LEGEND,
-    xaxis: { type: "log", title: { text: "million Mult-Adds" }, dtick: "D2" }, yaxis: { type: "log", title: { text: "ms" }, dtick: "D2" },
+    xaxis: { type: "log", title: { text: "million Mult-Adds" }, ...logTicks(...ends) }, yaxis: { type: "log", title: { text: "ms" }, ...logTicks(...span(networks.map((row) => row.ms))) },
   }), CONFIG);
 }
 
@@ -52,7 +53,7 @@ function accuracyChart() {
   const line = { x: front.map((row) => row.ms), y: front.map((row) => row.accuracy), mode: "lines", name: "Pareto front", line: { shape: "hv", width: 1.5, color: css("--soft") }, hoverinfo: "skip" };
   Plotly.react("accuracy", [line, ...points(known, (row) => row.ms, (row) => row.accuracy)], layout({
     height: narrow() ? 460 : 480, margin: room(), legend: LEGEND,
-    xaxis: { type: "log", title: { text: "ms" }, dtick: "D2" }, yaxis: { title: { text: "top-1 %" } },
+    xaxis: { type: "log", title: { text: "ms" }, ...logTicks(...span(known.map((row) => row.ms))) }, yaxis: { title: { text: "top-1 %" } },
   }), CONFIG);
 }
 
@@ -81,24 +82,7 @@ const COLUMNS = [
   ["Top-1 %", "accuracy", (row) => number(row.accuracy)],
   ["Front", "on_front", (row) => row.on_front ? "yes" : "–", "text"],
 ];
-let sorting = { key: "mult_adds", down: false };
-
-function table() {
-  const rows = [...networks].sort((a, b) => compare(a[sorting.key], b[sorting.key], sorting.down));
-  $("networks").tHead.replaceChildren(element("tr", {}, ...COLUMNS.map(([title, key, , text]) => {
-    const sort = () => {
-      sorting = { key, down: sorting.key === key && !sorting.down };
-      table();
-    };
-    const cell = element("th", { className: text ?? "", scope: "col" }, element("button", { textContent: title, onclick: sort }));
-    if (key === sorting.key) cell.setAttribute("aria-sort", sorting.down ? "descending" : "ascending");
-    return cell;
-  })));
-  $("networks").tBodies[0].replaceChildren(...rows.map((row) => element("tr", {}, ...COLUMNS.map(([, key, show, text]) =>
-    element("td", { className: `${text ?? ""} ${key}`, textContent: show(row) })))));
-}
-
 head();
-table();
+sortable("networks", COLUMNS, networks, { key: "mult_adds", down: false });
 $("notes").append(...data.notes.map((note) => element("li", { textContent: note })));
 draw(() => { latencyChart(); accuracyChart(); blocksChart(); });

@@ -1,0 +1,172 @@
+"""What each operator executes, where a bundle's own machine is not at hand: counted under QEMU.
+
+A count repeats to the last instruction. It is a proxy for time that knows no caches and no latency.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tvm_mobilenet.profiling.layers import layer_kinds, layer_name
+from tvm_mobilenet.profiling.rows import By, grouped, same
+from tvm_mobilenet.runtime import manifest
+
+NOTE = (
+    "instructions are a proxy for time that knows no caches and no latency; 'profile --rpc' times "
+    "the operators on the device itself"
+)
+
+
+@dataclass(frozen=True)
+class OperatorInstructions:
+    """One operator call: executed instructions on one thread.
+
+    `floor`: its mult-adds as vector instructions of the target, the least that could compute it.
+    """
+
+    index: int
+    symbol: str
+    kind: str  # of layers.KINDS
+    onnx_nodes: tuple[str, ...]
+    shape: str
+    schedule: str
+    source: str
+    knobs: Mapping[str, Any]
+    mult_adds: int
+    instructions: int
+    floor: float
+    share: float  # of the whole inference
+
+
+@dataclass(frozen=True)
+class InstructionProfile:
+    """A bundle's executed instructions; `total` is of one inference, all operators and the rest."""
+
+    bundle: str
+    model: str
+    target: str
+    machine: str  # QEMU's command
+    total: int
+    operators: tuple[OperatorInstructions, ...]
+    parity: Mapping[str, Any]
+    notes: tuple[str, ...] = (NOTE,)
+
+    @property
+    def rest(self) -> int:
+        """Outside of operators: the runner's loop from one to the next."""
+        return self.total - sum(operator.instructions for operator in self.operators)
+
+    @property
+    def mult_adds(self) -> int:
+        """Of one inference."""
+        return sum(operator.mult_adds for operator in self.operators)
+
+    def rows(self, by: By = "layer") -> list[dict[str, Any]]:
+        """Flat rows, the most instructions first, by "layer", "op" or "kind" as `Profile.rows`."""
+        ranked = sorted(
+            grouped(self.operators, by), key=lambda group: -sum(o.instructions for o in group)
+        )
+        rows, cumulative = [], 0.0
+        for group in ranked:
+            cumulative += sum(operator.share for operator in group)
+            rows.append(_row(group, by, cumulative))
+        return rows
+
+    def document(self) -> dict[str, Any]:
+        """Everything as JSON values."""
+        return {
+            "bundle": self.bundle,
+            "model": self.model,
+            "target": self.target,
+            "machine": self.machine,
+            "mult_adds": self.mult_adds,
+            "instructions": self.total,
+            "outside_operators": self.rest,
+            "layers": self.rows("layer"),
+            "ops": self.rows("op"),
+            "kinds": self.rows("kind"),
+            "parity": self.parity,
+            "notes": list(self.notes),
+        }
+
+
+def profile_instructions(
+    bundle: str | Path, *, progress: Callable[[str], None] | None = None
+) -> InstructionProfile:
+    """Count under QEMU what a bundle for another kind of machine executes. **Runs its code there.**
+
+    Raises InputError for what is no such bundle, MissingToolError without QEMU, ParityError when
+    the program is ended by a signal, as by an instruction that the core lacks.
+    """
+    from tvm_mobilenet.deploy.emulate import count_instructions, emulator
+
+    directory = Path(bundle)
+    contents = manifest.read(directory)
+    manifest.check_files(directory, contents, hashes=True)
+    document = contents.document
+    target = document["target"]
+    machine = " ".join(emulator(target["mtriple"], target.get("qemu_cpu", "")))
+    if progress:
+        progress(f"counting the instructions of {bundle} under {machine}")
+    counted = count_instructions(directory)
+    lanes = int(target["vector_bits"]) // 32
+    described = document["operators"]
+    kinds = layer_kinds([str(operator["kind"]) for operator in described])
+    operators = tuple(
+        OperatorInstructions(
+            index=i,
+            symbol=str(operator["symbol"]),
+            kind=kind,
+            onnx_nodes=tuple(operator["onnx_nodes"]),
+            shape=str(operator["shape"]),
+            schedule=str(operator["schedule"]),
+            source=str(operator["source"]),
+            knobs=operator["knobs"],
+            mult_adds=int(operator["mult_adds"]),
+            instructions=executed,
+            floor=int(operator["mult_adds"]) / lanes,
+            share=executed / counted.total,
+        )
+        for i, (operator, kind, executed) in enumerate(
+            zip(described, kinds, counted.operators, strict=True)
+        )
+    )
+    return InstructionProfile(
+        bundle=str(bundle),
+        model=str(document["model"]["name"]),
+        target=str(target["name"]),
+        machine=machine,
+        total=counted.total,
+        operators=operators,
+        parity=document["parity"],
+    )
+
+
+def _row(group: Sequence[OperatorInstructions], by: By, cumulative: float) -> dict[str, Any]:
+    head = group[0]
+    executed, mult_adds = (
+        sum(getattr(operator, name) for operator in group) for name in ("instructions", "mult_adds")
+    )
+    floor = sum(operator.floor for operator in group)
+    name = {"layer": layer_name(head.onnx_nodes, head.symbol), "op": head.symbol, "kind": head.kind}
+    return {
+        "name": name[by],
+        "index": head.index if by == "layer" else None,
+        "kind": head.kind,
+        "symbol": None if by == "kind" else head.symbol,
+        "shape": None if by == "kind" else head.shape,
+        "onnx_nodes": [node for operator in group for node in operator.onnx_nodes],
+        "calls": len(group),
+        "instructions": executed,
+        "share": sum(operator.share for operator in group),
+        "cumulative_share": cumulative,
+        "mult_adds": mult_adds,
+        "floor": floor,
+        "over_floor": executed / floor if floor else None,
+        "schedule": same([operator.schedule for operator in group]),
+        "source": same([operator.source for operator in group]),
+        "knobs": dict(head.knobs) if by != "kind" else None,
+    }
