@@ -167,16 +167,20 @@ def validate(
     seed: int = 1,
     count: int = 2,
     images: Sequence[Path] = (),
+    adversarial: bool = False,
+    layers: bool = False,
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> ParityReport:
     """Parity of a bundle directory, or of a model compiled for `target` for the occasion.
 
     A bundle is judged on its stored samples and, with the model it was built from given as
-    `against`, on `count` fresh ones and on `images`. The options from `alpha` to `exporter` are
-    those of the model. A failure is in the report, not raised. Raises InputError, MissingToolError.
+    `against`, on `count` fresh ones, on `images` and on `adversarial` inputs; `layers`: each
+    operator too (`ParityReport.layers`). The options from `alpha` to `exporter` are those of the
+    model. A failure is in the report, not raised. Raises InputError, MissingToolError.
     """
     from tvm_mobilenet import deploy, frontend, targets
+    from tvm_mobilenet.deploy.validate import Inputs
 
     def imported(model: str | Path | torch.nn.Module) -> frontend.ImportedModel:
         return frontend.load_model(
@@ -189,13 +193,13 @@ def validate(
             exporter=exporter,
         )
 
+    inputs = Inputs(count, seed, images, adversarial)
     if isinstance(subject, str | Path) and Path(subject).is_dir():
         return deploy.validate_bundle(
             subject,
             against=None if against is None else imported(against),
-            seed=seed,
-            count=count,
-            images=images,
+            inputs=inputs,
+            layers=layers,
             threads=threads,
         )
     if against is not None:
@@ -204,9 +208,8 @@ def validate(
     return deploy.validate_model(
         imported(subject),
         spec,
-        seed=seed,
-        count=count,
-        images=images,
+        inputs=inputs,
+        layers=layers,
         threads=threads,
         progress=progress or (lambda message: None),
     )

@@ -150,7 +150,11 @@ def test_report_is_frozen_and_plain_json() -> None:
     plain = json.loads(json.dumps(report.to_json(), allow_nan=False))
     assert plain["state"] == "passed"
     assert plain["outputs"][0]["snr_db"] is None
-    assert plain["outputs"][0]["top"][0] == {"k": 1, "rows": 1, "compared": 1, "agreed": 1}
+    ranked = np.sort(SCORES[0])[::-1]
+    assert plain["outputs"][0]["top"][0] == {
+        **{"k": 1, "rows": 1, "compared": 1, "agreed": 1},
+        "margin": ranked[0] - ranked[1],
+    }
 
 
 def test_unchecked_report_does_not_pass_and_says_why() -> None:

@@ -20,7 +20,8 @@ from tvm_mobilenet.cli.common import (
 )
 
 if TYPE_CHECKING:
-    from tvm_mobilenet.parity import ParityReport
+    from tvm_mobilenet.parity import ParityReport, Verdict
+    from tvm_mobilenet.parity.per_layer import PerLayerReport
 
 HELP = (
     "Hold a bundle, or a model compiled for the occasion, against PyTorch. The judge is PyTorch at "
@@ -60,6 +61,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="also compare on this picture; may be given several times",
     )
+    parser.add_argument(
+        "--adversarial",
+        action="store_true",
+        help="also compare on zeros, constants, denormals, large values, NaN, infinity, impulses",
+    )
+    parser.add_argument(
+        "--per-layer",
+        action="store_true",
+        help="compare every operator's output too: in the running network, and by itself on the "
+        "reference's inputs; a bundle needs --model",
+    )
+    parser.add_argument(
+        "--plot",
+        type=Path,
+        metavar="FILE",
+        help="with --per-layer: draw how errors grow through the network (.png or .svg)",
+    )
     add_target_argument(parser)
     add_threads_argument(parser)
     parser.add_argument(
@@ -75,8 +93,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the report; 5 when parity fails."""
     from tvm_mobilenet import api
-    from tvm_mobilenet.errors import InputError, ParityError
+    from tvm_mobilenet.errors import InputError, ParityError, UsageError
+    from tvm_mobilenet.parity.plot import draw
+    from tvm_mobilenet.profiling.plot import check
 
+    if args.plot is not None:
+        if not args.per_layer:
+            raise UsageError("--plot shows what --per-layer finds: give both")
+        check(args.plot)
     report = api.validate(
         args.subject,
         target=args.target,
@@ -85,6 +109,8 @@ def run(args: argparse.Namespace) -> int:
         seed=args.seed,
         count=args.samples,
         images=args.image,
+        adversarial=args.adversarial,
+        layers=args.per_layer,
         threads=args.threads,
         progress=args.console.info,
         **model_options(args),
@@ -93,6 +119,11 @@ def run(args: argparse.Namespace) -> int:
         emit_json("validate", {"subject": args.subject, "parity": report.to_json()})
     elif report.checked:
         _print(report)
+        if report.layers is not None:
+            _print_layers(report.layers)
+    if args.plot is not None and report.layers is not None:
+        draw(report.layers, args.plot, args.subject)
+        args.console.info(f"wrote {args.plot}")
     if not report.checked:
         raise InputError(f"{args.subject}: {report.summary()}")
     if not report.passed:
@@ -107,11 +138,16 @@ def _print(report: ParityReport) -> None:
         rows.append(
             (
                 row.output,
+                row.inputs,
                 f"{row.max_abs:.3g}",
                 f"{row.torch_max_abs:.3g}",
                 f"{row.relative_l2:.3g}",
                 f"{row.torch_relative_l2:.3g}",
+                "-"
+                if row.onnxruntime_relative_l2 is None
+                else f"{row.onnxruntime_relative_l2:.3g}",
                 f"{row.snr_db:.1f}",
+                _ulps(row),
                 f"{row.ratio:.2f}",
                 f"{row.special_values}",
                 tops.get(1, "-"),
@@ -122,11 +158,14 @@ def _print(report: ParityReport) -> None:
     print_table(
         (
             "OUTPUT",
+            "INPUTS",
             "MAX ERROR",
             "PYTORCH'S",
             "RELATIVE L2",
             "PYTORCH'S",
+            "ORT'S",
             "SNR dB",
+            "ULP P50/P99",
             "RATIO",
             "NAN/INF",
             "TOP-1",
@@ -137,3 +176,56 @@ def _print(report: ParityReport) -> None:
     )
     if report.passed:
         sys.stdout.write(f"\n{report.summary()}, over {report.samples} samples\n")
+
+
+def _ulps(row: Verdict) -> str:
+    """The bins that half and 99 in a hundred of the values' distances reach, in float32 numbers."""
+    import numpy as np
+
+    from tvm_mobilenet.parity.judge import ULP_BOUNDS
+
+    reached = np.cumsum(row.ulps)
+    if not len(reached) or not reached[-1]:
+        return "-"
+    names = [*map(str, ULP_BOUNDS), f">{ULP_BOUNDS[-1]}"]
+    places = [int(np.searchsorted(reached, share * reached[-1])) for share in (0.5, 0.99)]
+    return "/".join(names[place] for place in places)
+
+
+def _print_layers(layers: PerLayerReport) -> None:
+    rows = []
+    for operator in layers.operators:
+        figures = ["-"] * 4
+        if operator.propagated is not None and operator.isolated is not None:
+            figures = [
+                text
+                for verdict in (operator.propagated, operator.isolated)
+                for text in (f"{verdict.snr_db:.1f}", f"{verdict.ratio:.2f}")
+            ]
+        rows.append(
+            (
+                operator.index,
+                operator.symbol,
+                operator.shape,
+                operator.tensor or "-",
+                *figures,
+                operator.verdict,
+            )
+        )
+    sys.stdout.write("\n")
+    print_table(
+        (
+            "#",
+            "OPERATOR",
+            "SHAPE",
+            "TENSOR",
+            "SNR dB",
+            "RATIO",
+            "ALONE dB",
+            "RATIO",
+            "VERDICT",
+        ),
+        rows,
+    )
+    if layers.passed:
+        sys.stdout.write(f"\n{layers.summary()}\n")

@@ -353,7 +353,7 @@ class _Lowering:
             if isinstance(operand, relax.Var)
         }
         new = _substitute(step.value, replaced)
-        kept = self.builder.emit(new)
+        kept = self.builder.emit(new, step.var.name)  # by its name `results` knows it again
         self.values[step.var] = _Value(_shape_or_empty(step.var), nchw=kept)
 
     def _nchw(self, var: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -18,9 +19,11 @@ from tvm_mobilenet.targets import TargetSpec
 from .fuse_separable import fuse_separable
 from .lower_operators import lower_operators
 from .relax_graph import constant_of
+from .results import Result, results
 from .schedule_operators import schedule_operators
 from .schedule_rest import Rest, Traces, lower_rest, schedule_rest
 from .timed_entry import add_timed_entry
+from .traced_entry import add_traced_entry
 
 if TYPE_CHECKING:
     from tvm_mobilenet.frontend import ImportedModel
@@ -49,6 +52,7 @@ class OperatorReport:
     weight_bytes: int
     parallel: bool
     note: str = ""  # why a tuning record that there is was not applied
+    result: Result | None = None  # which tensor of the model it computes
 
 
 @dataclass(frozen=True)
@@ -107,12 +111,16 @@ def compile_model(
         mod, rest = schedule_rest(mod, target, traces)
         dump("scheduled", mod)
         # Phase 4. memory planning and lowering to the virtual machine
-        order = _calls_in_order(mod)
         before = mod
+        order = _calls_in_order(mod)
         mod = _plan_memory(before)
         planned = mod["main"]
+        computed = results(
+            before, planned, imported, call_sites, {name: s for name, (s, _) in scheduled.items()}
+        )
         if target.gpu is None:
             mod = add_timed_entry(mod, target)
+            mod = add_traced_entry(mod)
         elif cuda_graph:
             mod = _plan_memory(before, relax.transform.RewriteCUDAGraph())
         mod = tvm.transform.Sequential(
@@ -128,7 +136,8 @@ def compile_model(
     nodes = _onnx_nodes(imported, call_sites)
     kernels = {name: mod[name] for name, _ in order}
     operators = tuple(
-        _report(name, weight_bytes, mod, scheduled, rest, nodes) for name, weight_bytes in order
+        dataclasses.replace(_report(name, weight_bytes, mod, scheduled, rest, nodes), result=result)
+        for (name, weight_bytes), result in zip(order, computed, strict=True)
     )
     seconds = time.perf_counter() - start
     return Compiled(executable, imported, target, operators, kernels, planned, seconds)

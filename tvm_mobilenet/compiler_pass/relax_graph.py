@@ -27,11 +27,7 @@ class RelaxGraph:
 
     def __init__(self, function: relax.Function) -> None:
         self.function = function
-        self.steps = [
-            Step(binding.var, binding.value)
-            for block in function.body.blocks
-            for binding in block.bindings
-        ]
+        self.steps = [Step(binding.var, binding.value) for binding in bindings_of(function)]
         self._users: dict[Any, list[Step]] = defaultdict(list)
         for step in self.steps:
             for operand in _operands(step.value):
@@ -47,6 +43,16 @@ class RelaxGraph:
         """The only step that reads ``var``, or None if it has several, none, or is returned."""
         users = self.users(var)
         return users[0] if len(users) == 1 and var not in self._returned else None
+
+
+def bindings_of(function: relax.Function) -> list[Any]:
+    """The bindings of a straight-line function, in order."""
+    return [binding for block in function.body.blocks for binding in block.bindings]
+
+
+def is_kernel_call(value: Any) -> bool:
+    """Whether a bound value calls a kernel: after lowering nothing else has a global name."""
+    return isinstance(value, relax.Call) and isinstance(value.op, tvm.ir.GlobalVar)
 
 
 def _operands(value: Any) -> list[relax.Var]:

@@ -21,6 +21,8 @@ from tvm.tirx.script import builder as T
 from tvm_mobilenet.runtime.library import TIMED_ENTRY
 from tvm_mobilenet.targets import TargetSpec
 
+from .relax_graph import bindings_of, is_kernel_call
+
 _CLOCK = "read_clock"
 _CLOCK_MONOTONIC = 1  # Linux's number of it
 
@@ -28,7 +30,7 @@ _CLOCK_MONOTONIC = 1  # Linux's number of it
 def add_timed_entry(mod: tvm.IRModule, target: TargetSpec) -> tvm.IRModule:
     """``mod`` with the second entry; runs after memory planning, before shapes are lowered."""
     main = copy_with_new_vars(mod["main"])
-    count = sum(map(_is_operator, _bindings(main)))
+    count = sum(is_kernel_call(binding.value) for binding in bindings_of(main))
     builder = relax.BlockBuilder(mod)
     clock = builder.add_func(_clock(count + 1, target), _CLOCK)
     stamps = relax.Var("stamps", relax.TensorType([count + 1], "int64"))
@@ -39,8 +41,8 @@ def add_timed_entry(mod: tvm.IRModule, target: TargetSpec) -> tvm.IRModule:
 
     bindings: list[Any] = []
     done = 0
-    for binding in _bindings(main):
-        if _is_operator(binding):
+    for binding in bindings_of(main):
+        if is_kernel_call(binding.value):
             bindings += [*([reading(0)] if done == 0 else []), binding, reading(done := done + 1)]
         else:
             bindings.append(binding)
@@ -53,16 +55,6 @@ def add_timed_entry(mod: tvm.IRModule, target: TargetSpec) -> tvm.IRModule:
     ).with_attr({"global_symbol": TIMED_ENTRY, "num_input": len(main.params) + 1})
     builder.add_func(timed, TIMED_ENTRY)
     return builder.get()
-
-
-def _bindings(function: relax.Function) -> list[Any]:
-    return [binding for block in function.body.blocks for binding in block.bindings]
-
-
-def _is_operator(binding: Any) -> bool:
-    """Whether it calls a kernel: after lowering nothing else is called by a global name."""
-    value = binding.value
-    return isinstance(value, relax.Call) and isinstance(value.op, tvm.ir.GlobalVar)
 
 
 def _clock(places: int, target: TargetSpec) -> tirx.PrimFunc:

@@ -2,93 +2,170 @@
 
 from __future__ import annotations
 
+import dataclasses
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tvm_mobilenet.errors import InputError
 from tvm_mobilenet.imaging import Preprocessing
 from tvm_mobilenet.parity import ParityReport, judge, samples
+from tvm_mobilenet.parity.judge import SAMPLES
+from tvm_mobilenet.parity.per_layer import PerLayerReport, Trace, per_layer
 from tvm_mobilenet.parity.samples import Sample, load_samples
-from tvm_mobilenet.runtime import Bundle, manifest
+from tvm_mobilenet.runtime import Bundle, Tensor, manifest
+from tvm_mobilenet.runtime.bundle import Program
 
 if TYPE_CHECKING:
-    import numpy as np
+    from collections.abc import Mapping
 
+    from tvm_mobilenet.compiler_pass.pipeline import Compiled
     from tvm_mobilenet.deploy.builder import Progress
     from tvm_mobilenet.frontend import ImportedModel
     from tvm_mobilenet.targets import TargetSpec
 
 FRESH_SEED = 1  # the samples stored in a bundle have seed 0
+_LAYER_SAMPLES = 2  # more would only cost memory: two full sets of tensors each
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What to judge on, beside the samples in a bundle.
+
+    count, seed: of random samples. images: pictures. adversarial: see `parity.adversarial`.
+    """
+
+    count: int = 2
+    seed: int = FRESH_SEED
+    images: Sequence[Path] = ()
+    adversarial: bool = False
+
+    def references(
+        self, imported: ImportedModel, preprocessing: Preprocessing | None
+    ) -> list[Sample]:
+        """The inputs, and what PyTorch and ONNX Runtime make of them."""
+        from tvm_mobilenet.parity.adversarial import adversarial
+        from tvm_mobilenet.parity.reference import evaluate, onnxruntime_outputs
+
+        usual = samples(
+            imported, self.seed, self.count, images=self.images, preprocessing=preprocessing
+        )
+        chosen = [(SAMPLES, values) for values in usual]
+        if self.adversarial:
+            chosen += adversarial(imported, self.seed)
+        return evaluate(
+            imported,
+            [values for _, values in chosen],
+            kinds=[kind for kind, _ in chosen],
+            peer=onnxruntime_outputs(imported),
+        )
 
 
 def validate_bundle(
     path: str | Path,
     *,
     against: ImportedModel | None = None,
-    seed: int = FRESH_SEED,
-    count: int = 2,
-    images: Sequence[Path] = (),
+    inputs: Inputs | None = None,
+    layers: bool = False,
     threads: int | None = None,
 ) -> ParityReport:
     """Run a bundle on its stored samples and hold the outputs against those of PyTorch stored too.
 
-    With `against`, the model it was built from, also on `count` fresh samples and on `images`.
-    Raises InputError when the bundle cannot be used here, or is of another model.
+    With `against`, the model it was built from, also on fresh inputs, and with `layers` each
+    operator too. Raises InputError when the bundle cannot be used here, or is of another model.
     """
-    if images and against is None:
-        raise InputError("images need the model too: their reference is worked out from it")
+    inputs = inputs or Inputs()
+    if against is None:
+        _needs_model(inputs, layers)
     with Bundle.load(path, threads=threads) as bundle:
         references = stored_samples(bundle)
         if against is not None:
-            from tvm_mobilenet.parity.reference import evaluate
-
-            _check_same_interface(bundle, against)
+            check_same_interface(bundle, against)
             stored = bundle.manifest["preprocessing"]
-            fresh = samples(
-                against,
-                seed,
-                count,
-                images=images,
-                preprocessing=None if stored is None else Preprocessing.from_json(stored),
+            references += inputs.references(
+                against, None if stored is None else Preprocessing.from_json(stored)
             )
-            references += evaluate(against, fresh)
-        return judge([bundle.program.run(sample.inputs) for sample in references], references)
+        report = judge([bundle.program.run(sample.inputs) for sample in references], references)
+        if layers:
+            assert against is not None
+            operators = bundle.manifest["operators"]
+            try:
+                found = judge_layers(bundle.program.trace, operators, against, references)
+            except InputError as error:
+                raise InputError(f"{bundle.path}: {error}") from error
+            report = dataclasses.replace(report, layers=found)
+        return report
 
 
 def validate_model(
     imported: ImportedModel,
     target: TargetSpec,
     *,
-    seed: int = FRESH_SEED,
-    count: int = 2,
-    images: Sequence[Path] = (),
+    inputs: Inputs | None = None,
+    layers: bool = False,
     threads: int | None = None,
     progress: Progress,
 ) -> ParityReport:
     """Compile a model for a target and judge it; nothing is kept."""
+    from tvm_mobilenet.deploy import emulate
     from tvm_mobilenet.deploy.builder import compile_and_prove, preprocessing_of
     from tvm_mobilenet.tuning.records import applicable
 
-    inputs: list[Mapping[str, np.ndarray]] = samples(
-        imported,
-        seed,
-        count,
-        images=images,
-        preprocessing=preprocessing_of(imported),
-    )
+    references = (inputs or Inputs()).references(imported, preprocessing_of(imported))
+    usual = [sample.inputs for sample in references if sample.kind == SAMPLES]
     with tempfile.TemporaryDirectory(prefix="tvm-mobilenet-") as folder:
         library = Path(folder) / manifest.LIBRARY
-        return compile_and_prove(
+        proven = compile_and_prove(
             imported,
             target,
             library,
-            inputs=inputs,
+            inputs=usual if target.gpu is not None else usual[:1],
             threads=threads,
             records=applicable(target, threads or target.cores),
             progress=progress,
-        ).parity
+        )
+        if not proven.parity.checked or target.gpu is not None:
+            return proven.parity
+        if proven.runner is not None:
+            return emulate.prove(proven.runner.path, target, references)
+        program = program_of(proven.compiled, library, threads)
+        report = judge([program.run(sample.inputs) for sample in references], references)
+        if layers:
+            progress("comparing every operator")
+            operators = operators_of(proven.compiled)
+            found = judge_layers(program.trace, operators, imported, references)
+            report = dataclasses.replace(report, layers=found)
+        return report
+
+
+def judge_layers(
+    trace: Trace,
+    operators: Sequence[Mapping[str, object]],
+    imported: ImportedModel,
+    references: Sequence[Sample],
+) -> PerLayerReport:
+    """`per_layer` on the first ordinary samples."""
+    usual = [sample.inputs for sample in references if sample.kind == SAMPLES]
+    return per_layer(trace, operators, imported, usual[:_LAYER_SAMPLES])
+
+
+def program_of(compiled: Compiled, library: Path, threads: int | None = None) -> Program:
+    """The library that was made of a compiled model, loaded. **Runs its code.**"""
+    imported = compiled.imported
+    return Program(
+        library,
+        manifest.file_digest(library),
+        [Tensor(info.name, info.shape, info.dtype) for info in imported.inputs],
+        [Tensor(info.name, info.shape, info.dtype) for info in imported.outputs],
+        preferred_threads=threads,
+    )
+
+
+def operators_of(compiled: Compiled) -> list[dict[str, object]]:
+    """The operators as a manifest lists them."""
+    return [dataclasses.asdict(operator) for operator in compiled.operators]
 
 
 def stored_samples(bundle: Bundle) -> list[Sample]:
@@ -100,7 +177,8 @@ def stored_samples(bundle: Bundle) -> list[Sample]:
     )
 
 
-def _check_same_interface(bundle: Bundle, imported: ImportedModel) -> None:
+def check_same_interface(bundle: Bundle, imported: ImportedModel) -> None:
+    """InputError when a bundle is not one of that model."""
     for kind, ours, theirs in (
         ("input", bundle.inputs, imported.inputs),
         ("output", bundle.outputs, imported.outputs),
@@ -111,3 +189,14 @@ def _check_same_interface(bundle: Bundle, imported: ImportedModel) -> None:
                 f"{bundle.path} was not built from {imported.source}: its {kind}s are {have}, the "
                 f"model's {wanted}"
             )
+
+
+def _needs_model(inputs: Inputs, layers: bool) -> None:
+    """InputError for what a bundle alone cannot tell."""
+    for asked, what in (
+        (inputs.images, "images need"),
+        (inputs.adversarial, "adversarial inputs need"),
+        (layers, "operators' tensors need"),
+    ):
+        if asked:
+            raise InputError(f"{what} the model too: their reference is worked out from it")

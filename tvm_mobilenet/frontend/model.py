@@ -33,6 +33,7 @@ class ImportedModel:
     module: the PyTorch module when there was one.
     source: what the user gave (built-in name, file, `package.module:function`, class name).
     node_names: Relax binding -> names of the ONNX nodes that it computes or helps to compute.
+    value_names: Relax binding -> the ONNX value that it is, where it is one.
     """
 
     name: str
@@ -43,3 +44,4 @@ class ImportedModel:
     module: torch.nn.Module | None
     source: str
     node_names: Mapping[str, tuple[str, ...]]
+    value_names: Mapping[str, str]

@@ -14,7 +14,7 @@ from tvm import relax
 from tvm.relax.frontend.onnx.onnx_frontend import ONNXGraphImporter
 
 from tvm_mobilenet.errors import InputError
-from tvm_mobilenet.frontend import read
+from tvm_mobilenet.frontend import limits, read
 from tvm_mobilenet.frontend.model import ImportedModel, TensorInfo
 from tvm_mobilenet.frontend.normal_forms import NORMAL_FORMS, static_shape
 from tvm_mobilenet.frontend.quiet import quiet
@@ -57,7 +57,7 @@ def import_onnx(
         raise InputError(
             f"{where}: not valid ONNX ({type(error).__name__}: {read.first_line(error)})"
         ) from error
-    mod, node_names = _to_relax(fixed, where)
+    mod, node_names, value_names = _to_relax(fixed, where)
     main = mod["main"]
     results = main.ret_ty.fields if isinstance(main.ret_ty, relax.TupleType) else [main.ret_ty]
     inputs = _infos(read.graph_inputs(fixed.graph), [p.ty for p in main.params], where)
@@ -70,7 +70,7 @@ def import_onnx(
                 f"{where}: output '{output.name}' comes out as {list(output.shape)} for batch "
                 f"{inputs[0].shape[0]}; a Reshape in the model fixes the batch, so export it again"
             )
-    return ImportedModel(name, mod, fixed, inputs, outputs, module, where, node_names)
+    return ImportedModel(name, mod, fixed, inputs, outputs, module, where, node_names, value_names)
 
 
 _WEIGHT_TYPES = (
@@ -90,6 +90,7 @@ class _Importer(ONNXGraphImporter):
         self._where = where
         self._in_function = False
         self.ends: list[tuple[str, onnx.NodeProto]] = []
+        self.values: dict[str, str] = {}  # variable -> the ONNX value that it was made for
 
     def from_onnx(self, graph: onnx.GraphProto, opset: int) -> tvm.IRModule:
         try:
@@ -125,6 +126,7 @@ class _Importer(ONNXGraphImporter):
         if isinstance(value, relax.Var):
             self._check_size(value, node)
             self.ends.append((value.name, node))
+            self.values.setdefault(value.name, output)
 
     def _check_size(self, value: relax.Var, node: onnx.NodeProto) -> None:
         if not isinstance(value.ty, relax.TensorType):
@@ -135,12 +137,10 @@ class _Importer(ONNXGraphImporter):
                 f"{self._where}: node '{source_nodes(node)[0]}' ({node.op_type}) has an output "
                 "whose size depends on data; only static shapes can be built"
             )
-        count = math.prod(static_shape(value))
-        if not 0 < count <= read.MAX_ELEMENTS:
-            raise InputError(
-                f"{self._where}: node '{source_nodes(node)[0]}' ({node.op_type}) makes a tensor of "
-                f"{count} elements; a tensor must have 1 to {read.MAX_ELEMENTS}"
-            )
+        limits.check_elements(
+            math.prod(static_shape(value)),
+            f"{self._where}: node '{source_nodes(node)[0]}' ({node.op_type})",
+        )
 
     def _convert_operator(self, op_name: str, inputs: Any, attrs: dict, opset: int) -> Any:
         rule = NORMAL_FORMS.get(op_name)
@@ -155,7 +155,7 @@ class _Importer(ONNXGraphImporter):
 
 def _to_relax(
     model: onnx.ModelProto, where: str
-) -> tuple[tvm.IRModule, dict[str, tuple[str, ...]]]:
+) -> tuple[tvm.IRModule, dict[str, tuple[str, ...]], dict[str, str]]:
     try:
         with quiet():
             simple = simplify(model)
@@ -175,7 +175,8 @@ def _to_relax(
         ) from error
     names = _binding_names(mod["main"], nodes)
     mod["main"] = _Renamer(names).visit_expr(mod["main"])
-    return mod, {names[old]: source_nodes(nodes[old]) for old in names}
+    values = {names[old]: value for old, value in importer.values.items() if old in names}
+    return mod, {names[old]: source_nodes(nodes[old]) for old in names}, values
 
 
 def _tidied(mod: tvm.IRModule) -> tvm.IRModule:

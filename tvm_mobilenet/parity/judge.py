@@ -12,11 +12,14 @@ from tvm_mobilenet.errors import InputError
 if TYPE_CHECKING:
     import numpy as np
 
+    from tvm_mobilenet.parity.per_layer import PerLayerReport
     from tvm_mobilenet.parity.samples import Sample
 
 FACTOR = 3.0  # allowed multiple of float32 PyTorch's own error
 FLOOR_ULPS = 4  # an error of so many float32 roundings of the output's scale always passes
 EPSILON = 2.0**-23  # float32's rounding step at 1
+ULP_BOUNDS = (0, *(2**i for i in range(17)))  # of the histogram's bins, inclusive
+SAMPLES = "samples"  # the kind of inputs that look like pictures
 
 
 @dataclass(frozen=True)
@@ -24,32 +27,42 @@ class Agreement:
     """Whether the k highest classes are the reference's, over all rows of an output.
 
     A row counts as compared when the reference's margin between its k-th and next class exceeds
-    twice the allowed error, so that allowed errors cannot swap the two.
+    twice the allowed error, so that allowed errors cannot swap the two. `margin` is the smallest
+    of a compared row, in the output's unit; None where none was compared.
     """
 
     k: int
     rows: int
     compared: int
     agreed: int
+    margin: float | None
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """One output over all samples. Errors are against PyTorch at float64.
+    """One output over all samples of one kind (`inputs`). Errors are against PyTorch at float64.
 
     `max_abs` is in the output's own unit; `relative_l2` is |error|₂ / |reference|₂; `snr_db` is
-    -20·log₁₀ of it (infinite without error). `torch_*` are PyTorch's own at float32. `ratio` is the
+    -20·log₁₀ of it (infinite without error); `cosine` that of the angle between output and
+    reference. `ulps` counts values by their distance to the reference rounded to float32, in
+    float32 numbers: 0, 1, 2, then up to 4, 8, ... (`ULP_BOUNDS`) and more. `torch_*` are
+    PyTorch's own at float32, `onnxruntime_*` ONNX Runtime's where it was asked. `ratio` is the
     larger of both errors over PyTorch's own, that being at least the floor / FACTOR; the output
     passes when `ratio` <= FACTOR, NaN and infinity stand where PyTorch has them, and top-1 and
     top-5 agree. `problem` is the first thing wrong, "" when it passes.
     """
 
     output: str
+    inputs: str
     max_abs: float
     relative_l2: float
     snr_db: float
+    cosine: float
+    ulps: tuple[int, ...]
     torch_max_abs: float
     torch_relative_l2: float
+    onnxruntime_max_abs: float | None
+    onnxruntime_relative_l2: float | None
     ratio: float
     special_values: int
     misplaced_special_values: int
@@ -61,18 +74,29 @@ class Verdict:
         """Whether the output is as good as it must be."""
         return not self.problem
 
+    @property
+    def label(self) -> str:
+        """How a message calls it."""
+        return f"output '{self.output}'" + (f" on {self.inputs}" if self.inputs != SAMPLES else "")
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values; an infinite figure is null."""
+        return _finite({**asdict(self), "passed": self.passed})
+
 
 @dataclass(frozen=True)
 class ParityReport:
     """The verdict on each output; or, when nothing could be run, `not_checked` says why.
 
-    `machine` is what ran the code if not this machine itself, as an emulator's command.
+    `machine` is what ran the code if not this machine itself, as an emulator's command. `layers`:
+    of each operator, where that was asked for.
     """
 
     outputs: tuple[Verdict, ...]
     samples: int
     not_checked: str = ""
     machine: str = ""
+    layers: PerLayerReport | None = None
 
     @property
     def checked(self) -> bool:
@@ -82,16 +106,19 @@ class ParityReport:
     @property
     def passed(self) -> bool:
         """Whether it was run and every output passed."""
-        return self.checked and all(verdict.passed for verdict in self.outputs)
+        layers = self.layers is None or self.layers.passed
+        return self.checked and layers and all(verdict.passed for verdict in self.outputs)
 
     def summary(self) -> str:
         """The one line that matters."""
         if not self.checked:
             return f"parity not checked here: {self.not_checked}"
         under = f" under {self.machine}" if self.machine else ""
+        if self.layers is not None and not self.layers.passed:
+            return f"parity failed{under}: {self.layers.summary()}"
         for verdict in self.outputs:
             if not verdict.passed:
-                return f"parity failed{under}: output '{verdict.output}': {verdict.problem}"
+                return f"parity failed{under}: {verdict.label}: {verdict.problem}"
         worst = max(self.outputs, key=lambda verdict: verdict.ratio)
         tops = "".join(
             f", top-{top.k} agree in {top.agreed} of {top.compared} rows"
@@ -107,7 +134,9 @@ class ParityReport:
     def to_json(self) -> dict[str, Any]:
         """The report as JSON values; an infinite figure is null."""
         state = "passed" if self.passed else "failed" if self.checked else "not checked"
+        layers = {} if self.layers is None else {"layers": self.layers.to_json()}
         return {
+            **layers,
             "state": state,
             "summary": self.summary(),
             "not_checked": self.not_checked,
@@ -115,9 +144,8 @@ class ParityReport:
             "samples": self.samples,
             "factor": FACTOR,
             "floor_ulps": FLOOR_ULPS,
-            "outputs": [
-                _finite({**asdict(verdict), "passed": verdict.passed}) for verdict in self.outputs
-            ],
+            "ulp_bounds": list(ULP_BOUNDS),
+            "outputs": [verdict.to_json() for verdict in self.outputs],
         }
 
 
@@ -125,26 +153,52 @@ def judge(
     outputs: Sequence[Mapping[str, np.ndarray]], references: Sequence[Sample]
 ) -> ParityReport:
     """Compare compiled outputs, one mapping for each sample, with PyTorch's."""
-    import numpy as np
-
     if not references or len(outputs) != len(references):
         raise InputError(f"{len(outputs)} outputs for {len(references)} samples: nothing to judge")
-    verdicts = []
-    for name in references[0].float64:
-        got = [result[name] for result in outputs]
-        exact = [sample.float64[name] for sample in references]
-        if got[0].shape != exact[0].shape:
-            verdicts.append(_wrong_shape(name, got[0], exact[0]))
-            continue
-        torch32 = [sample.float32[name] for sample in references]
-        verdicts.append(_verdict(name, np.stack(got), np.stack(torch32), np.stack(exact)))
+    verdicts: list[Verdict] = []
+    usual = [sample for sample in references if sample.kind == SAMPLES]
+    for kind in dict.fromkeys(sample.kind for sample in references):
+        pairs = [
+            (output, sample)
+            for output, sample in zip(outputs, references, strict=True)
+            if sample.kind == kind
+        ]
+        verdicts += [
+            verdict(
+                name,
+                [output[name] for output, _ in pairs],
+                [sample.float32[name] for _, sample in pairs],
+                [sample.float64[name] for _, sample in pairs],
+                [s.onnxruntime[name] for _, s in pairs if s.onnxruntime is not None],
+                inputs=kind,
+                usual=[(sample.float32[name], sample.float64[name]) for sample in usual],
+            )
+            for name in references[0].float64
+        ]
     return ParityReport(tuple(verdicts), len(references))
 
 
-def _verdict(name: str, got: np.ndarray, torch32: np.ndarray, exact: np.ndarray) -> Verdict:
-    """All samples of one output, stacked along a new first axis."""
+def verdict(
+    name: str,
+    results: Sequence[np.ndarray],
+    torch32s: Sequence[np.ndarray],
+    exacts: Sequence[np.ndarray],
+    onnxruntimes: Sequence[np.ndarray] = (),
+    *,
+    inputs: str = SAMPLES,
+    usual: Sequence[tuple[np.ndarray, np.ndarray]] = (),
+) -> Verdict:
+    """The verdict on one tensor, of which there is one a sample.
+
+    results: the compiled code's; torch32s, exacts: PyTorch's at float32 and float64; onnxruntimes:
+    ONNX Runtime's, if it was asked. usual: pairs of PyTorch's on ordinary samples; where PyTorch is
+    by chance more exact on odd inputs, its relative error on those is allowed all the same.
+    """
     import numpy as np
 
+    if results[0].shape != exacts[0].shape:
+        return _wrong_shape(name, inputs, results[0], exacts[0])
+    got, torch32, exact = map(np.stack, (results, torch32s, exacts))
     finite = np.isfinite(got) & np.isfinite(torch32) & np.isfinite(exact)
     special = ~np.isfinite(torch32)
     misplaced = int(np.count_nonzero(_kind_of_value(got) != _kind_of_value(torch32)))
@@ -155,21 +209,34 @@ def _verdict(name: str, got: np.ndarray, torch32: np.ndarray, exact: np.ndarray)
     max_abs, torch_max_abs = _max_abs(error), _max_abs(torch_error)
     norm = float(np.linalg.norm(reference))
     relative, torch_relative = (_over(float(np.linalg.norm(e)), norm) for e in (error, torch_error))
-    floor = FLOOR_ULPS * EPSILON
+    floor_max, floor_relative = _floor(usual)
     scale = _max_abs(reference)
-    allowed = max(FACTOR * torch_max_abs, floor * scale)
+    allowed = max(FACTOR * torch_max_abs, floor_max * scale)
     ratio = max(
         _over(FACTOR * max_abs, allowed),
-        _over(FACTOR * relative, max(FACTOR * torch_relative, floor)),
+        _over(FACTOR * relative, max(FACTOR * torch_relative, floor_relative)),
     )
     top = _agreements(got, exact, 2 * allowed)
+    peer_max_abs = peer_relative = None
+    if onnxruntimes:
+        peer_error = np.stack(onnxruntimes)[finite].astype(np.float64) - reference
+        peer_error = peer_error[np.isfinite(peer_error)]
+        peer_max_abs, peer_relative = (
+            _max_abs(peer_error),
+            _over(float(np.linalg.norm(peer_error)), norm),
+        )
     return Verdict(
         output=name,
+        inputs=inputs,
         max_abs=max_abs,
         relative_l2=relative,
         snr_db=-20 * math.log10(relative) if relative else math.inf,
+        cosine=_cosine(got[finite].astype(np.float64), reference),
+        ulps=_ulps(got[finite], reference),
         torch_max_abs=torch_max_abs,
         torch_relative_l2=torch_relative,
+        onnxruntime_max_abs=peer_max_abs,
+        onnxruntime_relative_l2=peer_relative,
         ratio=ratio,
         special_values=int(np.count_nonzero(special)),
         misplaced_special_values=misplaced,
@@ -209,19 +276,73 @@ def _agreements(got: np.ndarray, exact: np.ndarray, margin: float) -> tuple[Agre
         if wanted.shape[1] <= k:
             continue
         ranked = -np.sort(-wanted, axis=1)
-        compared = ranked[:, k - 1] - ranked[:, k] > margin
+        distance = ranked[:, k - 1] - ranked[:, k]
+        compared = distance > margin
         ours, theirs = (np.sort(np.argsort(-a, axis=1)[:, :k], axis=1) for a in (rows, wanted))
         agreed = compared & (ours == theirs).all(axis=1)
-        agreements.append(Agreement(k, len(rows), int(compared.sum()), int(agreed.sum())))
+        smallest = float(distance[compared].min()) if compared.any() else None
+        agreements.append(Agreement(k, len(rows), int(compared.sum()), int(agreed.sum()), smallest))
     return tuple(agreements)
 
 
-def _wrong_shape(name: str, got: np.ndarray, exact: np.ndarray) -> Verdict:
-    problem = f"its shape is {got.shape}, PyTorch's {exact.shape}"
-    nothing, endless = 0.0, math.inf
+def _wrong_shape(name: str, inputs: str, got: np.ndarray, exact: np.ndarray) -> Verdict:
     return Verdict(
-        name, endless, endless, -endless, nothing, nothing, endless, 0, 0, (), problem=problem
+        output=name,
+        inputs=inputs,
+        max_abs=math.inf,
+        relative_l2=math.inf,
+        snr_db=-math.inf,
+        cosine=0.0,
+        ulps=(),
+        torch_max_abs=0.0,
+        torch_relative_l2=0.0,
+        onnxruntime_max_abs=None,
+        onnxruntime_relative_l2=None,
+        ratio=math.inf,
+        special_values=0,
+        misplaced_special_values=0,
+        top=(),
+        problem=f"its shape is {got.shape}, PyTorch's {exact.shape}",
     )
+
+
+def _floor(usual: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[float, float]:
+    """What always passes: of the largest value, and of the norm, both relative."""
+    import numpy as np
+
+    floor = FLOOR_ULPS * EPSILON
+    if not usual:
+        return floor, floor
+    torch32, exact = (np.stack(arrays).astype(np.float64) for arrays in zip(*usual, strict=True))
+    finite = np.isfinite(torch32) & np.isfinite(exact)
+    error, reference = (torch32 - exact)[finite], exact[finite]
+    largest = _over(_max_abs(error), _max_abs(reference))
+    relative = _over(float(np.linalg.norm(error)), float(np.linalg.norm(reference)))
+    return max(floor, FACTOR * largest), max(floor, FACTOR * relative)
+
+
+def _cosine(values: np.ndarray, reference: np.ndarray) -> float:
+    """Of the angle between two vectors; 1 for two zero vectors, 0 where only one is zero."""
+    import numpy as np
+
+    first, second = float(np.linalg.norm(values)), float(np.linalg.norm(reference))
+    if not first or not second:
+        return float(first == second)
+    return float(np.dot(values / first, reference / second))
+
+
+def _ulps(values: np.ndarray, reference: np.ndarray) -> tuple[int, ...]:
+    """Counts of distances between float32 numbers, by `ULP_BOUNDS` and beyond the last."""
+    import numpy as np
+
+    def ordered(numbers: np.ndarray) -> np.ndarray:
+        """float32 as integers that count its numbers upwards; both zeros are 0."""
+        bits = numbers.astype(np.float32).view(np.int32).astype(np.int64)
+        return np.where(bits < 0, -(bits & 0x7FFFFFFF), bits)
+
+    distance = abs(ordered(values) - ordered(reference))
+    bins = np.searchsorted(ULP_BOUNDS, distance, side="left")
+    return tuple(np.bincount(bins, minlength=len(ULP_BOUNDS) + 1).tolist())
 
 
 def _kind_of_value(values: np.ndarray) -> np.ndarray:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tvm_mobilenet.errors import InputError
+from tvm_mobilenet.parity.judge import SAMPLES
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,11 +21,16 @@ _COARSE = 8  # pixels: the size of the patches that make an input picture-like
 
 @dataclass(frozen=True)
 class Sample:
-    """Inputs by name, and PyTorch's outputs for them by name in both precisions."""
+    """Inputs by name, and PyTorch's outputs for them by name in both precisions.
+
+    kind: of the inputs; each is judged by itself. onnxruntime: its outputs, where it was asked.
+    """
 
     inputs: Mapping[str, np.ndarray]
     float32: Mapping[str, np.ndarray]
     float64: Mapping[str, np.ndarray]
+    kind: str = field(default=SAMPLES, kw_only=True)
+    onnxruntime: Mapping[str, np.ndarray] | None = field(default=None, kw_only=True)
 
 
 def samples(

@@ -1,0 +1,96 @@
+"""A third entry to the network, ``main_traced``, that shows what every operator computes.
+
+It calls the same kernels in the same order on the same memory plan as ``main``, which stays as it
+is: what it shows is what runs, faults of the memory plan included. It takes two arguments more:
+``trace``, float32, a place for every element of every operator's result (`Result.offset`), and
+``feed``, int64, one number an operator. After operator i its result is copied into the trace. With
+``feed[i]`` set, what was in that place before goes where the result was: a trace that was filled
+with a reference's tensors feeds every operator the reference's inputs, and comes back with what
+each made of them. No operator's error then reaches the next one.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import tvm
+from tvm import relax, tirx
+from tvm.relax.utils import copy_with_new_vars
+from tvm.script.ir_builder import IRBuilder
+from tvm.tirx.script import builder as T
+
+from tvm_mobilenet.runtime.library import TRACED_ENTRY
+
+from .relax_graph import bindings_of, is_kernel_call
+
+_EXCHANGE = "exchange_result"
+
+
+def add_traced_entry(mod: tvm.IRModule) -> tvm.IRModule:
+    """``mod`` with the third entry; runs after memory planning, before shapes are lowered."""
+    main = copy_with_new_vars(mod["main"])
+    calls = [binding.value for binding in bindings_of(main) if is_kernel_call(binding.value)]
+    places = max(sum(map(traced_elements, calls)), 1)
+    builder = relax.BlockBuilder(mod)
+    trace = relax.Var("trace", relax.TensorType([places], "float32"))
+    feed = relax.Var("feed", relax.TensorType([max(len(calls), 1)], "int64"))
+    exchanges: dict[int, Any] = {}  # by the rank of the result
+
+    def exchange(result: Any, offset: int, operator: int) -> Any:
+        rank = len(result.ty.shape)
+        if rank not in exchanges:
+            function = _exchange(rank, places, max(len(calls), 1))
+            exchanges[rank] = builder.add_func(function, f"{_EXCHANGE}_{rank}")
+        numbers = [relax.prim_value(value) for value in (offset, operator)]
+        call = relax.Call(exchanges[rank], [result, trace, feed, *numbers])
+        return relax.VarBinding(relax.Var("traced", relax.TupleType([])), call)
+
+    bindings: list[Any] = []
+    operator = offset = 0
+    for binding in bindings_of(main):
+        bindings.append(binding)
+        if is_kernel_call(binding.value):
+            if elements := traced_elements(binding.value):
+                bindings.append(exchange(binding.value.args[-1], offset, operator))
+            operator, offset = operator + 1, offset + elements
+    traced = relax.Function(
+        [*main.params, trace, feed],
+        relax.SeqExpr([relax.BindingBlock(bindings)], main.body.body),
+        main.ret_ty,
+        is_pure=False,
+        attrs=main.attrs,
+    ).with_attr({"global_symbol": TRACED_ENTRY, "num_input": len(main.params) + 2})
+    builder.add_func(traced, TRACED_ENTRY)
+    return builder.get()
+
+
+def traced_elements(call: Any) -> int:
+    """Elements of a kernel call's result, its last argument; 0 where it cannot be traced."""
+    result = call.args[-1]
+    traced = isinstance(result, relax.Var) and result.ty.dtype == "float32"
+    return math.prod(int(extent) for extent in result.ty.shape) if traced else 0
+
+
+def _exchange(rank: int, places: int, operators: int) -> tirx.PrimFunc:
+    """``result`` into the trace, and what was there back, if the operator's ``feed`` says so."""
+    with IRBuilder() as ib:
+        with T.prim_func(s_tir=True):
+            shape = [tirx.Var(f"extent_{axis}", "int64") for axis in range(rank)]
+            result = T.arg("result", T.buffer(tuple(shape), "float32"))
+            trace = T.arg("trace", T.buffer((places,), "float32"))
+            feed = T.arg("feed", T.buffer((operators,), "int64"))
+            offset, operator = T.arg("offset", T.int64()), T.arg("operator", T.int64())
+            with T.sblock("root"):
+                T.reads()
+                T.writes()
+                size = math.prod(shape, start=tirx.const(1, "int64"))
+                flat = T.decl_buffer((size,), "float32", data=result.data)
+                # a variable of its own: the exchange must have read before it writes
+                before = T.alloc_buffer((1,), "float32", scope="local")
+                with T.serial(tirx.const(0, "int64"), size) as i:
+                    T.buffer_store(before, trace[offset + i], [0])
+                    T.buffer_store(trace, flat[i], [offset + i])
+                    with T.If(feed[operator] != tirx.const(0, "int64")), T.Then():
+                        T.buffer_store(flat, before[0], [i])
+        return ib.get()
