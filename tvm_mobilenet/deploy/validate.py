@@ -82,7 +82,14 @@ def validate_bundle(
     with Bundle.load(path, threads=threads) as bundle:
         references = stored_samples(bundle)
         if against is not None:
+            from tvm_mobilenet.parity.reference import onnxruntime_outputs
+
             check_same_interface(bundle, against)
+            if peer := onnxruntime_outputs(against):
+                references = [
+                    dataclasses.replace(sample, onnxruntime=peer(sample.inputs))
+                    for sample in references
+                ]
             stored = bundle.manifest["preprocessing"]
             references += inputs.references(
                 against, None if stored is None else Preprocessing.from_json(stored)

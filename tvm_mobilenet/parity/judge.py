@@ -191,7 +191,7 @@ def verdict(
     """The verdict on one tensor, of which there is one a sample.
 
     results: the compiled code's; torch32s, exacts: PyTorch's at float32 and float64; onnxruntimes:
-    ONNX Runtime's, if it was asked. usual: pairs of PyTorch's on ordinary samples; where PyTorch is
+    ONNX Runtime's, if it was asked on all. usual: pairs of PyTorch's on ordinary samples; where PyTorch is
     by chance more exact on odd inputs, its relative error on those is allowed all the same.
     """
     import numpy as np
@@ -218,7 +218,7 @@ def verdict(
     )
     top = _agreements(got, exact, 2 * allowed)
     peer_max_abs = peer_relative = None
-    if onnxruntimes:
+    if len(onnxruntimes) == len(results):
         peer_error = np.stack(onnxruntimes)[finite].astype(np.float64) - reference
         peer_error = peer_error[np.isfinite(peer_error)]
         peer_max_abs, peer_relative = (

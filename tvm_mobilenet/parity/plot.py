@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from tvm_mobilenet.parity.judge import FACTOR, Verdict
+from tvm_mobilenet.parity.judge import EPSILON, FACTOR, FLOOR_ULPS, Verdict
 from tvm_mobilenet.parity.per_layer import OperatorParity, PerLayerReport
 
 
@@ -25,24 +25,25 @@ def draw(report: PerLayerReport, path: Path, title: str) -> Path:
         figure = Figure(figsize=(9, 5), layout="constrained")
         axes = figure.subplots()
         theirs = _errors(operators, lambda op: op.propagated, torch=True)
-        axes.fill_between(
-            places, [FACTOR * error for error in theirs], color="C7", alpha=0.2, label="allowed"
-        )
+        alone = _errors(operators, lambda op: op.isolated)
+        bottom = min((error for error in (*theirs, *alone) if error), default=1e-9) / 2
+        allowed = [max(FACTOR * error, FLOOR_ULPS * EPSILON) for error in theirs]
+        axes.fill_between(places, bottom, allowed, color="C7", alpha=0.2, label="allowed")
         axes.plot(places, theirs, "C7--", label="PyTorch float32, in the network")
         axes.plot(
             places, _errors(operators, lambda op: op.propagated), "C0.-", label="in the network"
         )
-        axes.plot(
-            places, _errors(operators, lambda op: op.isolated), "C1.", label="each operator alone"
-        )
-        wrong = [op for op in operators if op.verdict != "passed"]
-        axes.plot(
-            [op.index for op in wrong],
-            _errors(wrong, lambda op: op.isolated if op.verdict == "AT FAULT" else op.propagated),
-            "rx",
-            markersize=10,
-            label="failed",
-        )
+        axes.plot(places, alone, "C1.", label="each operator alone")
+        if wrong := [op for op in operators if op.verdict != "passed"]:
+            axes.plot(
+                [op.index for op in wrong],
+                _errors(
+                    wrong, lambda op: op.isolated if op.verdict == "AT FAULT" else op.propagated
+                ),
+                "rx",
+                markersize=10,
+                label="failed",
+            )
         axes.set_yscale("log", nonpositive="mask")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel("operator, in order of execution")
