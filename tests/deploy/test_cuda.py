@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from tvm_mobilenet import deploy, targets
+from tvm_mobilenet.cli.doctor_cuda import gpu_rows
 from tvm_mobilenet.deploy import cuda
 from tvm_mobilenet.errors import InputError, MissingToolError, UsageError
 from tvm_mobilenet.profiling.static import occupancy, profile_static
@@ -237,6 +238,19 @@ def test_static_profile_of_a_bundle(cli, gpu_bundle: Path, built: Path, tmp_path
         profile_static(gpu_bundle, ["sm_75"])
     with pytest.raises(InputError, match="not a bundle for a GPU"):
         profile_static(built)
+
+
+def test_doctor_looks_for_the_compiler_and_a_gpu(monkeypatch) -> None:
+    rows = {name: row for name, *row in gpu_rows(targets.load("cuda-sm90"))}
+    assert rows["NVRTC"][1:] == [True, f"{nvrtc.version()}, compiles for sm_90", "", ""]
+    assert "nvidia" in rows["CUDA headers"][2] and not rows["NVIDIA GPU"][1]
+
+    def absent() -> None:
+        raise MissingToolError("cuda-bindings is missing; run: pip install it")
+
+    monkeypatch.setattr(nvrtc, "_nvrtc", absent)
+    rows = {name: row for name, *row in gpu_rows(targets.load("cuda-sm90"))}
+    assert rows["NVRTC"][1:] == [True, "", "cuda-bindings is missing", "pip install it"]
 
 
 @pytest.mark.slow

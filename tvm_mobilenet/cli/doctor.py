@@ -194,12 +194,17 @@ def _llvm() -> Check:
 
 
 def _device(name: str, cc: str | None) -> Iterator[Check]:
-    """What `build --target` needs for another kind of machine: a compiler, and QEMU for parity."""
+    """What `build --target` needs for a GPU, or another kind of machine: a compiler, and QEMU."""
     from tvm_mobilenet import targets
     from tvm_mobilenet.deploy import emulate, toolchain
 
     target = targets.load(name)
     target.tvm_target()  # InputError for a core or feature that is not there
+    if target.gpu is not None:
+        from tvm_mobilenet.cli.doctor_cuda import gpu_rows
+
+        for row in gpu_rows(target):
+            yield Check(*row)
     if cc is None and not toolchain.is_cross(target):
         return
     what, use = f"compiler for {name}", f"build --target {name}"

@@ -79,7 +79,7 @@ def compile_source(source: str, arch: str) -> Image:
     nvrtc = _nvrtc()
     options = [f"--gpu-architecture={arch}", *_EXACT, *_QUIET]
     if "cuda_fp16.h" in source or "mma.h" in source:
-        options += [f"-I{directory}" for directory in _include_directories()]
+        options += [f"-I{directory}" for directory in include_directories()]
     _, program = nvrtc.nvrtcCreateProgram(
         source.encode(),
         b"kernels.cu",
@@ -126,8 +126,9 @@ def _nvrtc() -> ModuleType:
     return nvrtc
 
 
-def _include_directories() -> list[Path]:
-    """Where cuda_fp16.h and mma.h are, and what they include."""
+def include_directories() -> list[Path]:
+    """Where cuda_fp16.h and mma.h are, and what they include. Raises MissingToolError."""
+    _nvrtc()
     from cuda import pathfinder
 
     found = []
