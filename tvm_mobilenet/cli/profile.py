@@ -89,6 +89,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--csv", type=Path, metavar="FILE", help="the rows, all columns")
     group.add_argument("--trace", type=Path, metavar="FILE", help="for Perfetto, chrome://tracing")
     group.add_argument("--html", type=Path, metavar="FILE", help="one page with charts and code")
+    group.add_argument(
+        "--logs",
+        type=Path,
+        metavar="DIR",
+        help="with --html: the tuning records that the bundle was built with, if not the shipped "
+        "ones; the page shows how they were found",
+    )
     add_threads_argument(parser)
     add_json(parser)
 
@@ -119,7 +126,7 @@ def run(args: argparse.Namespace) -> int:
         exports.write_trace(measured, args.trace)
         args.console.info(f"{args.trace}: open it in ui.perfetto.dev or chrome://tracing")
     if args.html:
-        html.write_html(measured, args.html)
+        html.write_html(measured, args.html, args.logs)
         args.console.info(f"{args.html}: open it in a browser")
     if args.json:
         emit_json("profile", exports.document(measured))
@@ -219,6 +226,8 @@ def _check_arguments(args: argparse.Namespace) -> None:
             if wanted == 1
             else "--compare takes two: bundles, or files of 'profile --json'"
         )
+    if args.logs and not args.html:
+        raise UsageError("--logs goes with --html, which shows what tuning measured")
     if (args.against is None) != (args.model is None):
         raise UsageError("--against and --model FILE go together")
     given = [option for option in (*_FILES, "rpc", "rpc_tracker") if getattr(args, option)]

@@ -21,6 +21,7 @@ from tvm_mobilenet.errors import MissingToolError
 from tvm_mobilenet.json_values import plain
 from tvm_mobilenet.profiling import exports
 from tvm_mobilenet.profiling.kernels import read_kernels
+from tvm_mobilenet.profiling.tuning_curves import curves
 
 if TYPE_CHECKING:
     from tvm_mobilenet.profiling.instructions import InstructionProfile
@@ -38,19 +39,23 @@ def check() -> None:
         raise MissingToolError("--html needs plotly: pip install 'tvm-mobilenet[report]'")
 
 
-def write_html(profile: Profile, path: Path) -> None:
-    """Write the page; MissingToolError without plotly."""
+def write_html(profile: Profile, path: Path, logs: Path | None = None) -> None:
+    """Write the page; MissingToolError without plotly.
+
+    logs: the directory of tuning records that the bundle was built with (see `build`).
+    """
     check()
-    path.write_text(page(profile), encoding="utf-8")
+    path.write_text(page(profile, logs), encoding="utf-8")
 
 
-def page(profile: Profile) -> str:
-    """The page's text."""
+def page(profile: Profile, logs: Path | None = None) -> str:
+    """The page's text; `logs` as for `write_html`."""
     symbols = [operator.symbol for operator in profile.operators]
     kernels = read_kernels(Path(profile.bundle), symbols)
     data = exports.document(profile)
     del data["nanoseconds"]
     data["paper_shares"] = PAPER_SHARES
+    data["tuning"] = [curve.row() for curve in curves(Path(profile.bundle), logs)]
     return _filled(
         "page",
         title=f"{profile.model} on {profile.target}: profile",

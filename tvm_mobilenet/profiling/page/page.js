@@ -206,6 +206,33 @@ function tableBody() {
   $("count").textContent = `${chosen.length} of ${layers.length} operators, ${micro(time)}`;
 }
 
+// -- tuning ----------------------------------------------------------------------------------------
+
+const TUNING = [
+  ["Operator", "symbol", (row) => row.symbol, "text"],
+  ["Alone: analytic µs", "analytic_us", (row) => number(row.analytic_us)],
+  ["tuned µs", "tuned_us", (row) => number(row.tuned_us)],
+  ["times as fast", "speed_up", (row) => number(row.speed_up, 2)],
+  ["In the network: analytic µs", "network_analytic_us", (row) => number(row.network_analytic_us)],
+  ["tuned µs", "network_tuned_us", (row) => number(row.network_tuned_us)],
+  ["times as fast", "network_speed_up", (row) => number(row.network_speed_up, 2)],
+  ["Candidates kept", "trials", (row) => row.trials || "–"],
+];
+
+function curvesChart() {
+  const searched = data.tuning.filter((row) => row.trials > 1);
+  $("curves").hidden = !searched.length;
+  if (!searched.length) return;
+  const traces = searched.map((row) => ({
+    x: row.best_us.map((_, i) => i), y: row.best_us.map((us) => row.best_us[0] / us), mode: "lines", name: row.symbol, line: { shape: "hv", width: 2 },
+    hovertemplate: `<b>${safe(row.symbol)}</b><br>candidate %{x}: %{y:.2f} times as fast as the first<extra></extra>`,
+  }));
+  Plotly.react("curves", traces, layout({
+    height: 380, xaxis: { title: { text: "candidates measured" } }, yaxis: { title: { text: "best so far, times as fast" } },
+    legend: { orientation: "h", y: -0.2, yanchor: "top", x: 0 }, margin: { l: 8, r: 8, t: 8, b: 90 },
+  }), CONFIG);
+}
+
 // -- small tables ------------------------------------------------------------------------------------
 
 function fill(id, rows) {
@@ -286,6 +313,7 @@ function charts() {
   kindsChart();
   barsChart();
   rooflineChart();
+  curvesChart();
 }
 
 async function start() {
@@ -295,6 +323,8 @@ async function start() {
   tableHead();
   tableBody();
   smallTables();
+  $("tuning-section").hidden = !data.tuning.length;
+  sortable("tuning", TUNING, data.tuning, { key: "network_speed_up", down: true });
   document.querySelectorAll("[role=tab]").forEach((button) => { button.onclick = () => { tab = button.dataset.tab; code(); }; });
   $("close").onclick = () => $("details").close();
   await draw(charts);
