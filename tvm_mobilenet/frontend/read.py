@@ -15,6 +15,7 @@ from google.protobuf.message import DecodeError
 from onnx import AttributeProto, GraphProto, ModelProto, TensorProto
 
 from tvm_mobilenet.errors import InputError
+from tvm_mobilenet.frontend import limits
 
 OLDEST_OPSET = 13
 # HardSwish, which hard-swish patterns are rewritten to, appeared in 14; 18 is a well-trodden one.
@@ -22,7 +23,6 @@ _REWRITABLE_OPSET, _RAISED_OPSET = 14, 18
 _DEFAULT_DOMAINS = ("", "ai.onnx")
 _CONTRIB_DOMAIN = "com.microsoft"
 _AXES = ("batch", "channels", "height", "width")
-MAX_ELEMENTS = 2**31 - 1
 
 
 def read_file(path: Path) -> ModelProto:
@@ -83,6 +83,7 @@ def checked(model: ModelProto, where: str, batch: int | None = None) -> ModelPro
         raise InputError(f"{where}: the graph has no nodes")
     if not model.graph.output:
         raise InputError(f"{where}: the graph has no outputs, so there is nothing to compute")
+    limits.check_size(_nodes(model), where)
     original, model = model, onnx.ModelProto()
     model.CopyFrom(original)
     for index, node in enumerate(model.graph.node):
@@ -90,6 +91,7 @@ def checked(model: ModelProto, where: str, batch: int | None = None) -> ModelPro
     _check_tensors(model, where)
     _check_operators(model, where)
     _check_training(model, where)
+    limits.check_windows(_nodes(model), where)
     _fix_shapes(model, where, batch)
     _check_validity(model, where)
     return _raised_opset(model, where)
@@ -239,11 +241,7 @@ def _fix_input(value: onnx.ValueInfoProto, where: str, batch: int | None) -> set
                 "--input_shape 1,3,224,224 IN.onnx OUT.onnx'"
             )
     count = math.prod(dim.dim_value for dim in dims)
-    if count > MAX_ELEMENTS:
-        raise InputError(
-            f"{where}: input '{value.name}' has {count} elements, more than the {MAX_ELEMENTS} "
-            "that can be built"
-        )
+    limits.check_elements(count, f"{where}: input '{value.name}'")
     return symbols
 
 
