@@ -4,6 +4,7 @@ classify, and serve a program that embeds them."""
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tvm_mobilenet.deploy.variants import merge
 from tvm_mobilenet.parity import judge
 from tvm_mobilenet.parity.samples import Sample, load_samples, save_samples
 from tvm_mobilenet.runtime import Bundle, manifest
@@ -211,6 +213,34 @@ def test_a_damaged_bundle_is_one_line(runner: Runner, bundle_path: Path, name: s
         done = runner("--bundle", bundle_path)
         assert done.returncode == 3
         assert done.stderr.startswith("runner: ")
+
+
+def test_it_picks_its_target(runner: Runner, built: Path, tmp_path: Path) -> None:
+    """Of a bundle for several targets; a changed manifest of the chosen one is found."""
+    for name in ("best", "board"):
+        shutil.copytree(built, tmp_path / name)
+    change_manifest(
+        tmp_path / "board", lambda document: document["target"].update(architecture="riscv64")
+    )
+    change_manifest(tmp_path / "best", lambda document: document["target"].update(name="best"))
+    change_manifest(tmp_path / "board", lambda document: document["target"].update(name="board"))
+    fat = merge([tmp_path / "board", tmp_path / "best"], tmp_path / "fat")
+    done = runner("--bundle", fat, "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["target"] == "best"
+    change_manifest(fat / "best", lambda document: document["model"].update(name="forged"))
+    done = runner("--bundle", fat)
+    assert done.returncode == 3
+    assert "best/manifest.json is missing or differs" in done.stderr
+    shutil.rmtree(fat)
+    only = merge([tmp_path / "board", change_name(tmp_path / "board", "second")], fat)
+    assert "nothing for this machine" in runner("--bundle", only).stderr
+
+
+def change_name(path: Path, name: str) -> Path:
+    copy = Path(shutil.copytree(path, path.with_name(name)))
+    change_manifest(copy, lambda document: document["target"].update(name=name))
+    return copy
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,10 @@ class Program:
         """
         self.inputs, self.outputs = tuple(inputs), tuple(outputs)
         self._batches = frozenset(batches)
+        import numpy as np
+
         self._names = {tensor.name: None for tensor in inputs}.keys()  # a set in their order
+        self._dtypes = {tensor.name: np.dtype(tensor.dtype) for tensor in inputs}
         self._exactly = threads is not None
         self.threads = library.choose_threads(threads, preferred_threads)
         self._module = (
@@ -52,8 +55,8 @@ class Program:
         )
         self._busy = threading.Lock()
 
-    def run(self, values: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        """Outputs by name for inputs by name; every returned array owns its memory.
+    def run(self, values: Mapping[str, Any], *, copy: bool = True) -> dict[str, np.ndarray]:
+        """Outputs by name for inputs by name; see `Bundle.run`.
 
         Raises InputError when a name, shape or dtype is not the model's.
         """
@@ -62,16 +65,19 @@ class Program:
             parts = self._parts(values)
             if parts is not None:
                 return _joined([self.run(part) for part in parts])
-        return self.run_arrays([self.checked(values, tensor) for tensor in tensors])
+        return self.run_arrays([self.checked(values, tensor) for tensor in tensors], copy=copy)
 
-    def run_arrays(self, arrays: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+    def run_arrays(
+        self, arrays: Sequence[np.ndarray], *, copy: bool = True
+    ) -> dict[str, np.ndarray]:
         """`run` on arrays that `checked` returned, in the order of `inputs`: nothing is checked."""
         import numpy as np
 
         with self._busy:  # the virtual machine has one stack of frames
             library.use_threads(self.threads, exactly=self._exactly)
-            # Copied: the machine's memory may be the input's or be used again.
-            results = [np.array(np.from_dlpack(tensor)) for tensor in self._module(*arrays)]
+            results = [np.from_dlpack(tensor) for tensor in self._module(*arrays)]
+            if copy:  # a model may return its input's memory, or a constant's
+                results = [result.copy() for result in results]
         return {out.name: array for out, array in zip(self.outputs, results, strict=True)}
 
     def trace(self, values: Mapping[str, Any], trace: np.ndarray, feed: np.ndarray) -> np.ndarray:
@@ -95,7 +101,7 @@ class Program:
     def checked(self, values: Mapping[str, Any], tensor: Tensor) -> np.ndarray:
         """The value of that input as a contiguous array aligned to `ALIGNMENT` bytes."""
         array = as_array(values[tensor.name], f"input '{tensor.name}'")
-        if array.dtype != tensor.dtype:
+        if array.dtype != self._dtypes[tensor.name]:
             raise InputError(
                 f"input '{tensor.name}' has dtype {array.dtype}, the model takes {tensor.dtype}; "
                 f"convert it with .astype('{tensor.dtype}')"
@@ -207,21 +213,38 @@ class Bundle:
         """How many threads it runs on."""
         return self.program.threads
 
-    def run(self, x: Any) -> Any:
+    def new_input(self, name: str | None = None) -> np.ndarray:
+        """An array of zeros for an input (None: the only one) that `run` reads without a copy.
+
+        Raises InputError when there is no such input.
+        """
+        import numpy as np
+
+        for tensor in self.inputs:
+            if tensor.name == name or (name is None and len(self.inputs) == 1):
+                return aligned(np.zeros(tensor.shape, tensor.dtype))
+        names = ", ".join(tensor.name for tensor in self.inputs)
+        raise InputError(f"the model has inputs {names}; name one of them, not {name}")
+
+    def run(self, x: Any, *, copy: bool = True) -> Any:
         """Run the model once.
 
         `x`: a numpy array, or anything that speaks DLPack and lies in the CPU's memory, of the
         input's shape and dtype, or with another of the sizes of its first axis that the manifest
         has in `batches`; or a mapping of such by input name. An array gives an array where
-        the model has one output; everything else gives a dict by output name. Results own their
-        memory. Raises InputError when a name, shape or dtype is not the model's.
+        the model has one output; everything else gives a dict by output name.
+        Inputs are read where they are when they are contiguous, writable and aligned to 64 bytes,
+        as `new_input`'s and PyTorch's tensors are; else they are copied first. `copy`: results own
+        their memory; without it they lie where the model wrote them (or took them: a model
+        may return its input), and that memory is theirs as long as they live.
+        Raises InputError when a name, shape or dtype is not the model's.
         """
         if isinstance(x, dict | Mapping):  # dict first: the test for Mapping takes microseconds
-            return self.program.run(x)
+            return self.program.run(x, copy=copy)
         if len(self.inputs) != 1:
             names = ", ".join(tensor.name for tensor in self.inputs)
             raise InputError(f"the model has inputs {names}: pass a mapping of arrays by name")
-        results = self.program.run({self.inputs[0].name: x})
+        results = self.program.run({self.inputs[0].name: x}, copy=copy)
         return results[self.outputs[0].name] if len(results) == 1 else results
 
     def close(self) -> None:

@@ -94,16 +94,23 @@ def use_threads(threads: int, *, exactly: bool) -> None:
     """Make TVM run the calling thread's work on that many threads, the caller being one of them.
 
     TVM's own default halves the CPUs and binds the calling thread to the first of them, for
-    PyTorch and everything else in the process too; here no thread is bound. With `exactly`, raises
-    TvmMobilenetError when TVM already started a smaller pool in this thread, which cannot grow.
+    PyTorch and everything else in the process too; here no thread is bound. TVM keeps a pool for
+    each calling thread until the process ends, so threads that come and go should run on one: for
+    one, only the main thread gets others, which a later, larger number needs. With `exactly`,
+    raises TvmMobilenetError when TVM already started a smaller pool in this thread.
     """
     if getattr(_pool, "asked", None) != threads:
         ffi = tvm_ffi()
         cpus = [str(cpu) for cpu in sorted(usable_cpus())]
         configure = ffi.get_global_func("runtime.config_threadpool")
-        configure(_SHARE_ALL_CORES, len(cpus), cpus)  # creates the pool in full: it cannot grow
-        # the last argument lets a parallel region on one thread skip the pool: 0.04 us, not 2.7
-        configure(_SHARE_ALL_CORES, threads, cpus, threads)
+        if threads > 1 or threading.current_thread() is threading.main_thread():
+            configure(_SHARE_ALL_CORES, len(cpus), cpus)  # creates the pool in full: it cannot grow
+            # the last argument lets a parallel region on one thread skip the pool: 0.04 us, not 2.7
+            configure(_SHARE_ALL_CORES, threads, cpus, threads)
+        else:
+            configure(_SHARE_ALL_CORES, 1, cpus[:1], 1)  # starts no thread, but binds the caller
+            if hasattr(os, "sched_setaffinity"):
+                os.sched_setaffinity(0, map(int, cpus))
         _pool.asked, _pool.got = threads, ffi.get_global_func("runtime.NumThreads")()
     if exactly and _pool.got < threads:
         raise TvmMobilenetError(
