@@ -254,6 +254,23 @@ def test_doctor_looks_for_the_compiler_and_a_gpu(monkeypatch) -> None:
 
 
 @pytest.mark.slow
+def test_where_there_is_a_gpu_it_is_the_judge(
+    cli, model_path: Path, fake_libraries: Path, tmp_path: Path
+) -> None:
+    environment = os.environ | {
+        "LD_LIBRARY_PATH": str(fake_libraries),
+        "FAKE_DRIVER_LOG": str(tmp_path / "log"),
+        "FAKE_CAPABILITY": "90",
+    }
+    output = tmp_path / "out"
+    done = cli("build", model_path, "--target", "cuda-sm90", "-o", output, env=environment)
+    # its kernels were launched, and nobody computed them
+    assert done.returncode == 5 and "no bundle was written" in done.stderr
+    assert "launch stem_0_kernel" in (tmp_path / "log").read_text()
+    assert not output.exists()
+
+
+@pytest.mark.slow
 @pytest.mark.arm
 @pytest.mark.needs_tool("aarch64-linux-gnu-g++", "g++-aarch64-linux-gnu")
 def test_a_bundle_for_jetson_orin_has_an_arm_host(model_path: Path, tmp_path: Path) -> None:

@@ -222,9 +222,10 @@ def compile_and_prove(
     # First of all: when the compiler starts TVM's threads, they must not be bound to cores.
     use_threads(choose_threads(preferred=threads), exactly=False)
     compiler = compiler or find_compiler(target)
-    compiled = compile_model(
-        imported, target, records=records, traces=traces, dump_ir=dump_ir, progress=progress
-    )
+    with cuda.source_only(target):
+        compiled = compile_model(
+            imported, target, records=records, traces=traces, dump_ir=dump_ir, progress=progress
+        )
     runner = None
     gpu = None
     if target.gpu is not None:

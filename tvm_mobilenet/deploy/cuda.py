@@ -5,9 +5,11 @@ Needs no GPU, driver or CUDA toolkit: NVRTC comes as a Python package (extra `cu
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -113,6 +115,25 @@ def check_options(
     return wanted
 
 
+@contextlib.contextmanager
+def source_only(target: TargetSpec) -> Iterator[None]:
+    """Have TVM keep a GPU's code as source, as it does by itself only where there is no GPU.
+
+    With one it would compile at once, by `tvm.support.nvcc`, for the target's architecture alone.
+    """
+    name = "TVM_COMPILE_FORCE_FALLBACK"
+    earlier = os.environ.get(name)
+    if target.gpu is not None:
+        os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        if target.gpu is not None:
+            os.environ.pop(name)
+            if earlier is not None:
+                os.environ[name] = earlier
+
+
 def assemble(
     compiled: Compiled,
     architectures: Sequence[str],
@@ -132,7 +153,8 @@ def assemble(
     for arch in (*architectures, f"compute_{_number(oldest)}"):
         progress(f"NVRTC: {arch}")
         images.append(nvrtc.compile_source(source, arch))
-    lowered = lower(compiled.kernels, compiled.target)
+    with source_only(compiled.target):
+        lowered = lower(compiled.kernels, compiled.target)
     launches = [
         KernelLaunch(
             number, operator.symbol, launch.kernel, launch.grid, launch.block, launch.shared_bytes

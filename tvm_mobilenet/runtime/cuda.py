@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -111,10 +111,7 @@ class CudaModule(library.Module):
         import numpy as np
 
         try:
-            if not self._inputs:
-                self._inputs = [self._on_device(array) for array in arrays]
-            for tensor, array in zip(self._inputs, arrays, strict=True):
-                self._upload(tensor, ctypes.c_void_p(array.ctypes.data), array.nbytes)
+            self._fill(arrays)
             result = self._main(*self._inputs)
             outputs = [result] if isinstance(result, self._ffi.Tensor) else list(result)
             for output in outputs:
@@ -123,6 +120,17 @@ class CudaModule(library.Module):
                 yield array
         except RuntimeError as error:
             raise InputError(f"the GPU cannot run it: {_first_line(error)}") from error
+
+    def enqueuer(self, *arrays: np.ndarray) -> Callable[[], Any]:
+        """A function that starts an inference on these inputs and does not wait for its end."""
+        self._fill(arrays)
+        return lambda: self._main(*self._inputs)
+
+    def _fill(self, arrays: Sequence[np.ndarray]) -> None:
+        if not self._inputs:
+            self._inputs = [self._on_device(array) for array in arrays]
+        for tensor, array in zip(self._inputs, arrays, strict=True):
+            self._upload(tensor, ctypes.c_void_p(array.ctypes.data), array.nbytes)
 
     def timed_entries(self) -> tuple[Any, Any]:
         """InputError: a GPU's kernels run behind the CPU's back, so that its clock says nothing."""

@@ -233,7 +233,9 @@ def _architecture(target: TargetSpec) -> str:
 
 
 def _level(target: TargetSpec) -> str | None:
-    return _LEVELS.get(target.lanes) if _architecture(target) == "x86_64" else None
+    if target.gpu is not None or _architecture(target) != "x86_64":
+        return None
+    return _LEVELS.get(target.lanes)
 
 
 def _text(record: Record) -> str:
