@@ -56,7 +56,7 @@ class Rule(Protocol):
 
 @dataclass(frozen=True)
 class Scheduled:
-    """A scheduled operator. ``source`` is ``tuned``, ``analytic`` or ``fallback``.
+    """A scheduled operator. ``source`` is ``tuned``, ``static``, ``analytic`` or ``fallback``.
 
     ``pack_weight(weight, argument)`` packs the weight at a position of the call (one of
     ``spec.weight_arguments``) as ``function`` reads it. ``note`` says why a tuning record that
@@ -77,6 +77,7 @@ class Recorded:
 
     knobs: dict[str, Any]
     fingerprint: str
+    static: bool = False  # predicted, not measured
 
 
 # (spec, rule name) -> what is recorded, or None
@@ -130,7 +131,7 @@ def schedule(spec: Spec, target: TargetSpec, records: Records | None = None) -> 
             continue
         try:
             knobs = rule.knobs_class(**recorded.knobs)
-            result = scheduled(rule, spec, knobs, "tuned")
+            result = scheduled(rule, spec, knobs, "static" if recorded.static else "tuned")
         except (TypeError, ValueError) as error:  # knobs of another version of the template
             note = f"record not applied: {error}"
             continue

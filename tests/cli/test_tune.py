@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import signal
 import subprocess
@@ -17,7 +18,7 @@ from onnx import numpy_helper, parser
 
 from tvm_mobilenet.cli import main
 from tvm_mobilenet.cli.tune import duration, interrupts_kept
-from tvm_mobilenet.tuning.records import RECORDS, read_records
+from tvm_mobilenet.tuning.records import RECORDS, Record, Setting, read_records
 from tvm_mobilenet.tuning.store import MEASURED, MeasuredLog
 
 TEXT = """<ir_version: 10, opset_import: ["" : 18]>
@@ -92,16 +93,23 @@ def test_what_has_no_template_is_tuned_by_metaschedule(tmp_path: Path, cli) -> N
     network.graph.initializer.append(numpy_helper.from_array(weight, "w"))
     onnx.save(network, tmp_path / "grouped.onnx")
     options = ("--threads", 1, "--logs", tmp_path / "logs")
-    run = cli(
-        "tune", tmp_path / "grouped.onnx", "--space", "sketch", "--trials", 6, *options, "--json"
-    )
+    table = tmp_path / "table.csv"
+    tune = ("tune", tmp_path / "grouped.onnx", "--space", "sketch", "--trials", 6, *options)
+    run = cli(*tune, "--csv", table, "--json")
     assert run.returncode == 0, run.stderr
     (found,) = json.loads(run.stdout)["functions"]
-    assert found["trials"] > found["failed"] == 0 and found["fault"] is None
-    assert found["tuned"] == (found["best_seconds"] < found["baseline_seconds"])
+    assert found["trials"] > found["failed"] == found["reused"] == 0 and found["fault"] is None
+    if found["tuned"]:  # it was also faster inside the network
+        assert found["best_seconds"] < found["baseline_seconds"]
+    assert len(table.read_text().splitlines()) == 2
+    again = cli(*tune, "--budget", "10m", "--json")
+    assert again.returncode == 0, again.stderr
+    (same,) = json.loads(again.stdout)["functions"]
+    assert same["reused"] == same["trials"] == found["trials"]  # no trial is spent twice
     built = cli("build", tmp_path / "grouped.onnx", *options, "-o", tmp_path / "out", "--json")
     assert built.returncode == 0, built.stderr
     document = json.loads(built.stdout)
+    found = same
     (other,) = (o for o in document["operators"] if o["kind"] == "other")
     assert (other["source"], other["note"]) == ("tuned" if found["tuned"] else "fallback", "")
     assert document["parity"]["state"] == "passed"
@@ -151,11 +159,64 @@ def test_the_same_command_goes_on_and_spends_no_trial_twice(model: Path, tmp_pat
     assert len(entries) == len({(entry.operator, entry.fingerprint) for entry in entries}) == 30
 
 
+@pytest.mark.slow
+@pytest.mark.arm
+@pytest.mark.needs_tool("qemu-aarch64", "qemu-user")
+@pytest.mark.needs_tool("aarch64-linux-gnu-g++", "g++-aarch64-linux-gnu")
+@pytest.mark.needs_tool("llvm-mca", "llvm")
+def test_what_is_predicted_is_marked_and_yields_to_what_is_measured(
+    model: Path, tmp_path: Path, cli
+) -> None:
+    """No device: the order of candidates by llvm-mca, proven under QEMU before it is recorded."""
+    from tvm_mobilenet import targets
+    from tvm_mobilenet.schedules.spec import from_json
+    from tvm_mobilenet.tuning.records import applicable, update_records
+
+    logs = tmp_path / "logs"
+    run = cli(
+        "tune", model, "--static", "--target", "rpi4", "--logs", logs, "--trials", 8, "--json"
+    )
+    assert run.returncode == 0, run.stderr
+    found = json.loads(run.stdout)
+    (task,) = found["tasks"]  # the stem is not predicted
+    assert (task["kind"], task["trials"], task["failed"]) == ("pointwise", 8, 0)
+    directory = Path(found["directory"])
+    entries, _ = MeasuredLog(directory).read()
+    assert {entry.space for entry in entries} == {"static"}
+    assert len({entry.seconds for entry in entries}) > 1
+    assert entries[0].setting["device"] == "llvm-mca cortex-a72"
+    assert len(read_records(directory / RECORDS)) == task["tuned"] == found["records"]
+
+    best = min(entries[1:], key=lambda entry: entry.seconds or 1.0)
+    fields = {name: getattr(best, name) for name in ("operator", "rule", "knobs", "fingerprint")}
+    static = Record(
+        **fields,
+        setting=Setting(**best.setting),
+        seconds=1e-6,
+        spread=(1e-6, 1e-6),
+        baseline_seconds=2e-6,
+        in_network=None,
+        time="2027-01-01T00:00:00+00:00",
+        seed=0,
+        space="static",
+    )
+    update_records(directory, [static])
+    spec = from_json(best.operator)
+    assert applicable(targets.load("rpi4"), 1, logs)(spec, best.rule).static
+    measured = dataclasses.replace(static, space="template", time="2026-01-01T00:00:00+00:00")
+    update_records(directory, [measured])
+    assert not applicable(targets.load("rpi4"), 1, logs)(spec, best.rule).static
+    update_records(directory, [static])
+    assert not applicable(targets.load("rpi4"), 1, logs)(spec, best.rule).static
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
         (["--rpc-tracker", "127.0.0.1:1"], 2, "--rpc-tracker and --rpc-key go together"),
-        (["--space", "sketch", "--budget", "5m"], 2, "--budget and --csv go with"),
+        (["--static", "--target", "rpi4", "--threads", "2"], 2, "for one thread"),
+        (["--static", "--rpc-tracker", "127.0.0.1:1"], 2, "uses no device"),
+        (["--static"], 3, "that QEMU can model"),
         (["--budget", "soon"], 2, "not a time"),
         (["--trials", "0"], 2, "at least 1"),
         (["--threads", "4096"], 2, "CPUs"),

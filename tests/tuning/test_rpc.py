@@ -6,41 +6,44 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import onnx
+import psutil
 import pytest
 from onnx import numpy_helper, parser
 
 from tvm_mobilenet.tuning.records import RECORDS, read_records
 
 TEXT = """<ir_version: 10, opset_import: ["" : 18]>
-one (float[1,3,16,16] picture) => (float[1,16,8,8] features) {
-    stem = Conv<strides=[2,2], pads=[1,1,1,1]>(picture, w0, b0)
+one (float[1,{0},{1},{1}] picture) => (float[1,{2},{3},{3}] features) {{
+    stem = Conv<strides=[{4},{4}], pads=[1,1,1,1]>(picture, w0, b0)
     features = Relu(stem)
-}"""
+}}"""
 
 
-@pytest.fixture
-def model(tmp_path: Path) -> Path:
-    """A single convolution."""
+def one_convolution(path: Path, channels: int, size: int, outputs: int, stride: int) -> Path:
     random = np.random.default_rng(0)
-    one = parser.parse_model(TEXT)
-    for name, shape in {"w0": (16, 3, 3, 3), "b0": (16,)}.items():
+    one = parser.parse_model(TEXT.format(channels, size, outputs, size // stride, stride))
+    for name, shape in {"w0": (outputs, channels, 3, 3), "b0": (outputs,)}.items():
         values = random.standard_normal(shape).astype(np.float32)
         one.graph.initializer.append(numpy_helper.from_array(values, name))
-    onnx.save(one, tmp_path / "one.onnx")
-    return tmp_path / "one.onnx"
+    onnx.save(one, path)
+    return path
+
+
+Start = Callable[..., tuple[str, subprocess.Popen[str]]]
 
 
 @pytest.fixture
-def tracker(tmp_path: Path) -> Iterator[str]:
-    """The address of a tracker with one device of the key "box"."""
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Starts `tvm-mobilenet rpc ...`; returns its address and process."""
     started: list[subprocess.Popen[str]] = []
 
-    def start(*arguments: str) -> str:
+    def run(*arguments: str) -> tuple[str, subprocess.Popen[str]]:
         command = [
             sys.executable,
             "-m",
@@ -61,11 +64,9 @@ def tracker(tmp_path: Path) -> Iterator[str]:
             assert line, f"rpc {arguments[0]} ended"
             text += line
         found = json.loads(text)
-        return f"{found['host']}:{found['port']}"
+        return f"{found['host']}:{found['port']}", process
 
-    address = start("tracker")
-    start("server", "--rpc-tracker", address, "--rpc-key", "box")
-    yield address
+    yield run
     for process in started:
         process.kill()
         process.wait()
@@ -75,9 +76,10 @@ def tracker(tmp_path: Path) -> Iterator[str]:
 
 @pytest.mark.slow
 @pytest.mark.rpc
-def test_candidates_checks_and_races_run_on_the_device(
-    model: Path, tracker: str, tmp_path: Path, cli
-) -> None:
+def test_candidates_checks_and_races_run_on_the_device(start: Start, tmp_path: Path, cli) -> None:
+    model = one_convolution(tmp_path / "one.onnx", 3, 16, 16, 2)
+    tracker, _ = start("tracker")
+    start("server", "--rpc-tracker", tracker, "--rpc-key", "box")
     logs = tmp_path / "logs"
     place = ("--rpc-tracker", tracker, "--rpc-key", "box", "--threads", 1, "--logs", logs)
     run = cli("tune", model, *place, "--trials", 6, "--json")
@@ -92,3 +94,29 @@ def test_candidates_checks_and_races_run_on_the_device(
     nobody = cli("tune", model, *place[:2], "--rpc-key", "none", "--logs", logs)
     assert nobody.returncode == 3
     assert "has no device of key 'none'" in nobody.stderr.splitlines()[-1]
+
+
+@pytest.mark.slow
+@pytest.mark.rpc
+def test_a_device_killed_in_the_middle_costs_no_candidate_and_is_reported(
+    start: Start, tmp_path: Path
+) -> None:
+    """What it was measuring is measured by the other device of its key."""
+    model = one_convolution(tmp_path / "one.onnx", 64, 28, 64, 1)  # 0.1 s a candidate and more
+    tracker, _ = start("tracker")
+    place = ("--rpc-tracker", tracker, "--rpc-key", "pair")
+    (victim, process), _ = (start("server", *place) for _ in range(2))
+    command = [sys.executable, "-m", "tvm_mobilenet", "tune", str(model), *place]
+    command += ["--threads", "1", "--logs", str(tmp_path / "logs"), "--trials", "6", "--json"]
+    tuning = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    server = psutil.Process(process.pid)
+    while not server.children():  # it serves each session in a process of its own
+        assert tuning.poll() is None
+        time.sleep(0.01)
+    process.kill()
+    output, errors = tuning.communicate()
+    assert tuning.returncode == 0, errors
+    found = json.loads(output)
+    assert found["trials"] == 6
+    assert {task["first_failure"] for task in found["tasks"]} == {None}
+    assert f"{victim}: connection lost (" in errors

@@ -216,6 +216,7 @@ def _prune(args: argparse.Namespace) -> int:
 
 
 def _knobs(record: Record) -> str:
-    if record.space != "template":
-        return record.space
-    return json.dumps(record.knobs).translate(str.maketrans("", "", '{}"')).replace(": ", "=")
+    if record.rule == "sketch":
+        return record.rule
+    knobs = json.dumps(record.knobs).translate(str.maketrans("", "", '{}"')).replace(": ", "=")
+    return f"{knobs} (static)" if record.space == "static" else knobs

@@ -50,6 +50,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "as fallback (default: %(default)s)",
     )
     parser.add_argument(
+        "--static",
+        action="store_true",
+        help="no device: predict by llvm-mca and instruction counts under QEMU what is fastest on "
+        "the target's core, for one thread. Records of it are marked, and yield to measured ones",
+    )
+    parser.add_argument(
         "--trials",
         type=positive_int,
         metavar="N",
@@ -133,12 +139,65 @@ def run(args: argparse.Namespace) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     args.console.detail("importing the compiler")
-    if args.space == "sketch":
+    if args.space == "sketch" and not args.static:
         return _sketch(args)
     from tvm_mobilenet.tuning.report import write_csv
+
+    outcome = _static(args) if args.static else _measured(args)
+    if args.csv is not None:
+        write_csv(outcome, args.csv)
+    if args.json:
+        emit_json("tune", payload(outcome))
+    else:
+        _print(outcome)
+    return 0
+
+
+def _measured(args: argparse.Namespace) -> Outcome:
     from tvm_mobilenet.tuning.tune import tune
 
-    outcome = tune(
+    return tune(
+        args.model,
+        target=args.target,
+        trials=args.trials,
+        seconds=args.budget,
+        logs=args.logs,
+        threads=args.threads,
+        rpc_tracker=args.rpc_tracker,
+        rpc_key=args.rpc_key,
+        seed=args.seed,
+        info=args.console.info,
+        warn=args.console.warn,
+        progress=args.console.progress,
+        **model_options(args),
+    )
+
+
+def _static(args: argparse.Namespace) -> Outcome:
+    from tvm_mobilenet.tuning.static.tune import tune_static
+
+    if args.space == "sketch" or args.rpc_tracker or args.rpc_key:
+        raise UsageError("--static is for --space template, and uses no device")
+    return tune_static(
+        args.model,
+        target=args.target,
+        trials=args.trials,
+        seconds=args.budget,
+        logs=args.logs,
+        threads=args.threads,
+        seed=args.seed,
+        info=args.console.info,
+        warn=args.console.warn,
+        progress=args.console.progress,
+        **model_options(args),
+    )
+
+
+def _sketch(args: argparse.Namespace) -> int:
+    from tvm_mobilenet.tuning.report import sketch_fields, write_sketch_csv
+    from tvm_mobilenet.tuning.tune import tune_sketch
+
+    outcomes, speed_up = tune_sketch(
         args.model,
         target=args.target,
         trials=args.trials,
@@ -154,46 +213,25 @@ def _run(args: argparse.Namespace) -> int:
         **model_options(args),
     )
     if args.csv is not None:
-        write_csv(outcome, args.csv)
+        write_sketch_csv(outcomes, args.csv)
     if args.json:
-        emit_json("tune", payload(outcome))
-    else:
-        _print(outcome)
-    return 0
-
-
-def _sketch(args: argparse.Namespace) -> int:
-    from tvm_mobilenet.tuning.tune import tune_sketch
-
-    if args.budget is not None or args.csv is not None:
-        raise UsageError("--budget and --csv go with --space template")
-    outcomes = tune_sketch(
-        args.model,
-        target=args.target,
-        trials=args.trials,
-        logs=args.logs,
-        threads=args.threads,
-        rpc_tracker=args.rpc_tracker,
-        rpc_key=args.rpc_key,
-        seed=args.seed,
-        info=args.console.info,
-        warn=args.console.warn,
-        progress=args.console.progress,
-        **model_options(args),
-    )
-    if args.json:
-        emit_json("tune-sketch", {"functions": outcomes})
+        functions = [sketch_fields(outcome) for outcome in outcomes]
+        emit_json("tune-sketch", {"functions": functions, "speed_up": speed_up})
         return 0
-    header = ("FUNCTION", "TRIALS", "FAILED", "FALLBACK us", "BEST us", "KEPT")
+    header = ("FUNCTION", "TRIALS", "REUSED", "FAILED", "FALLBACK us", "BEST us", "KEPT")
     rows = []
     for o in outcomes:
         best = "-" if o.best_seconds is None else f"{o.best_seconds * 1e6:.1f}"
         kept = "sketch" if o.tuned else o.fault or "fallback"
-        rows.append((o.function, o.trials, o.failed, f"{o.baseline_seconds * 1e6:.1f}", best, kept))
+        before = f"{o.baseline_seconds * 1e6:.1f}"
+        rows.append((o.function, o.trials, o.reused, o.failed, before, best, kept))
     print_table(header, rows)
     for o in outcomes:
         if o.first_failure:
             sys.stdout.write(f"failed: {o.function}: {o.failed}, first: {o.first_failure}\n")
+    if speed_up is not None:
+        interval = f"{speed_up.low:.3f}-{speed_up.high:.3f}"
+        sys.stdout.write(f"\nend to end {speed_up.value:.3f} times as fast ({interval})\n")
     if not outcomes:
         sys.stdout.write("every operator has a template: --space template tunes those\n")
     return 0

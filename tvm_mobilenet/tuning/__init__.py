@@ -14,7 +14,9 @@ network -> records that `build` applies.
 ``store``      measurements, one JSON line each, that survive kill -9
 ``records``    the winners, and which of them apply to a build; ``maintain`` looks after them
 ``report``     what a run found
-``sketch``     MetaSchedule's generated search space, for what has no template
+``sketch``     MetaSchedule's generated search space, for what has no template; ``replay`` is how an
+               interrupted one goes on
+``static``     candidates predicted instead of measured
 
 What is TVM's and what is ours
 ------------------------------

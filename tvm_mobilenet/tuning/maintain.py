@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from tvm_mobilenet.errors import InputError
 from tvm_mobilenet.schedules.spec import from_json
-from tvm_mobilenet.tuning.records import RECORDS, Record, read_records, update_records
+from tvm_mobilenet.tuning.records import RECORDS, SKETCH, Record, read_records, update_records
 from tvm_mobilenet.tuning.store import MEASURED, MeasuredLog
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ def is_current(record: Record, target: TargetSpec) -> bool:
     """Whether the rules still make the kernel that the record was measured with."""
     from tvm_mobilenet.schedules.base import fingerprint, rules_for
 
-    if record.space != "template":
+    if record.space == SKETCH:
         return True
     rule = next((rule for rule in rules_for(target) if rule.name == record.rule), None)
     if rule is None:

@@ -21,6 +21,7 @@ from tvm_mobilenet.schedules.spec import Spec, to_json
 from tvm_mobilenet.tuning.task import Candidate
 
 if TYPE_CHECKING:
+    from tvm_mobilenet.compiler_pass.schedule_rest import Traces
     from tvm_mobilenet.frontend import ImportedModel
     from tvm_mobilenet.targets import TargetSpec
     from tvm_mobilenet.tuning.device import Device
@@ -38,9 +39,17 @@ class Network:
 
 
 def compile_network(
-    imported: ImportedModel, target: TargetSpec, choice: Choice, library: Path
+    imported: ImportedModel,
+    target: TargetSpec,
+    choice: Choice,
+    library: Path,
+    *,
+    traces: Traces | None = None,
 ) -> Network:
-    """Compile with the given candidates. Raises as `deploy.library.export_library`."""
+    """Compile with the given candidates, and traces for what has no template.
+
+    Raises as `deploy.library.export_library`.
+    """
     from tvm_mobilenet.compiler_pass.pipeline import compile_model
     from tvm_mobilenet.compiler_pass.schedule_operators import spec_of
     from tvm_mobilenet.deploy.library import export_library
@@ -54,7 +63,7 @@ def compile_network(
         kernel = candidate.rule.build(spec, candidate.knobs)
         return Recorded(dataclasses.asdict(candidate.knobs), fingerprint(kernel))
 
-    compiled = compile_model(imported, target, records=records)
+    compiled = compile_model(imported, target, records=records, traces=traces)
     export_library(compiled, library)
     specs = [spec_of(compiled.kernels[operator.symbol]) for operator in compiled.operators]
     texts = tuple(None if spec is None else to_json(spec) for spec in specs)

@@ -11,8 +11,8 @@ A record applies to a build when
 * both run on one thread or both on several,
 * its kernel has not changed since (`schedules.base.fingerprint`; checked by the compiler).
 
-Of several the best match is taken: the same LLVM CPU, then the nearest L2 cache, then the nearest
-number of threads, then the latest.
+Of several the best match is taken: measured rather than predicted (``static``), the same LLVM CPU,
+then the nearest L2 cache, then the nearest number of threads, then the latest.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 RECORDS = "records.jsonl"
 SKETCH = "sketch"  # in the place of a rule's name: found by MetaSchedule's own search
+STATIC = "static"  # a space: knobs that were predicted to be the best, and never measured
 SHIPPED = Path(__file__).parent.parent / "tuning_logs"
 _LEVELS = {4: "x86-64-v2", 8: "x86-64-v3", 16: "x86-64-v4"}  # by float32 lanes
 
@@ -93,7 +94,8 @@ class Record:
     """The winner of one operator in one setting.
 
     operator: the specification's JSON. seconds, baseline_seconds: of one cold run alone, of the
-    winner and of the analytic choice. time: UTC. space: ``template`` or ``sketch``.
+    winner and of the analytic choice. time: UTC. space: ``template``, ``sketch`` or ``static``;
+    of the latter the seconds are predicted cycles at 1 GHz.
     """
 
     operator: str
@@ -112,7 +114,12 @@ class Record:
     @property
     def identity(self) -> tuple[object, ...]:
         """Of two records with the same identity only one is kept."""
-        return self.operator, self.setting.vector_unit, self.setting.mcpu, self.setting.threads
+        return identity_of(self.operator, self.setting, self.space)
+
+
+def identity_of(operator: str, setting: Setting, space: str) -> tuple[object, ...]:
+    """See `Record.identity`: what was predicted stands beside what was measured."""
+    return operator, setting.vector_unit, setting.mcpu, setting.threads, space == STATIC
 
 
 def setting_of(target: TargetSpec, threads: int, device: str) -> Setting:
@@ -195,7 +202,9 @@ class Applicable:
 
     def __call__(self, spec: Spec, rule: str) -> Recorded | None:
         record = self.find(to_json(spec), rule)
-        return None if record is None else Recorded(record.knobs, record.fingerprint)
+        if record is None:
+            return None
+        return Recorded(record.knobs, record.fingerprint, record.space == STATIC)
 
     def trace(self, operator: str) -> Recorded | None:
         """For a function without a template (`schedule_rest.operator_of`)."""
@@ -225,6 +234,7 @@ def applicable(target: TargetSpec, threads: int, logs: Path | None = None) -> Ap
     fitting = [record for record in everything if record.setting.fits(setting)]
     fitting.sort(key=lambda record: record.time, reverse=True)
     fitting.sort(key=lambda record: record.setting.distance(setting))
+    fitting.sort(key=lambda record: record.space == STATIC)  # yields to whatever was measured
     return Applicable(fitting, places, len(everything) - len(fitting))
 
 

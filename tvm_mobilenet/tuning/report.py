@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import csv
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from tvm_mobilenet.tuning.store import os_errors_named
 
 if TYPE_CHECKING:
     from tvm_mobilenet.profiling.statistics import Ratio
+    from tvm_mobilenet.tuning.sketch import SketchOutcome
 
 
 @dataclass(frozen=True)
@@ -120,6 +122,21 @@ def write_csv(outcome: Outcome, path: Path) -> None:
         tuned = sum(task.tuned for task in outcome.tasks)
         whole = ("network", outcome.network, 1, 1.0, outcome.trials, failed, *sums, *ends, tuned)
         writer.writerow(whole)
+
+
+def sketch_fields(outcome: SketchOutcome) -> dict[str, Any]:
+    """One function's outcome as data; the record itself is in the directory of logs."""
+    names = (field.name for field in fields(outcome) if field.name != "record")
+    return {name: getattr(outcome, name) for name in names}
+
+
+def write_sketch_csv(outcomes: Sequence[SketchOutcome], path: Path) -> None:
+    """A line for each function; InputError when it cannot be written."""
+    with os_errors_named(path), path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        rows = [sketch_fields(outcome) for outcome in outcomes]
+        writer.writerow(rows[0] if rows else ())
+        writer.writerows(row.values() for row in rows)
 
 
 def _us(seconds: float | None) -> float | None:

@@ -24,6 +24,7 @@ from tvm_mobilenet.tuning.records import (
     Record,
     Setting,
     directory_of,
+    identity_of,
     update_records,
 )
 from tvm_mobilenet.tuning.report import Outcome, TaskOutcome
@@ -97,17 +98,23 @@ class Session:
         measurer: Measurer,
         *,
         seed: int = 0,
+        space: str = "template",
+        kinds: Sequence[str] | None = None,
         info: Callable[[str], None] = lambda message: None,
         warn: Callable[[str], None] = lambda message: None,
         progress: Callable[[int, int, str], None] = lambda done, total, label: None,
     ) -> None:
-        """label: the network's name in records and tables."""
+        """label: the network's name in records and tables. space: what records say they are of.
+
+        kinds: of operators to look at; None: all that have a template.
+        """
         self.label, self.place, self.seed = label, place, seed
-        self._measurer = measurer
+        self._measurer, self._space = measurer, space
         self._info, self._warn, self._progress = info, warn, progress
         self.clock = Clock()
         self._log = MeasuredLog(place.directory)
-        self.tasks = tasks_of(imported, place.target)
+        tasks = tasks_of(imported, place.target)
+        self.tasks = [task for task in tasks if kinds is None or task.spec.kind in kinds]
         self._ranking = LearnedRanking(place.target, seed)
         self._kernels: dict[str, set[str]] = {}  # fingerprints of what was tried, by operator
         self.reused = 0
@@ -210,7 +217,7 @@ class Session:
             error=measurement.error,
             time=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             seed=self.seed,
-            space="template",
+            space=self._space,
         )
 
     def _list_tasks(self) -> None:
@@ -252,7 +259,7 @@ class Session:
             elif operator in settled.inside:
                 beaten.append(operator)
         setting = self.place.setting
-        drop = [(op, setting.vector_unit, setting.mcpu, setting.threads) for op in beaten]
+        drop = [identity_of(op, setting, self._space) for op in beaten]
         update_records(self.place.directory, records, drop)
         return self._outcome(settled, stopped)
 
@@ -273,7 +280,7 @@ class Session:
             in_network=inside,
             time=now,
             seed=self.seed,
-            space="template",
+            space=self._space,
         )
 
     def _outcome(self, settled: Settled, stopped: str) -> Outcome:

@@ -2,9 +2,9 @@
 
 Everything here is TVM's: space generation from the function's own loops, evolutionary search over
 traces, cost model, task scheduler. Ours are the builder and runner that it is given, the check of
-the winner's numbers, and the record. It knows nothing of blocked layouts, edge tiles or prefetch,
-takes many more trials than a template and measures warm: kernels repeat on the same buffers, for
-MetaSchedule makes their arguments itself.
+the winner's numbers, the race inside the network, and the record. It knows nothing of blocked
+layouts, edge tiles or prefetch, takes many more trials than a template and measures warm: kernels
+repeat on the same buffers, for MetaSchedule makes their arguments itself.
 """
 
 from __future__ import annotations
@@ -15,10 +15,12 @@ import datetime
 import logging
 import sys
 import tempfile
+import time
 import types
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -36,34 +38,44 @@ from tvm_mobilenet.compiler_pass.schedule_rest import (
 )
 from tvm_mobilenet.errors import NothingMeasuredError
 from tvm_mobilenet.schedules import fallback
-from tvm_mobilenet.schedules.base import fingerprint
+from tvm_mobilenet.schedules.base import Recorded, fingerprint
 from tvm_mobilenet.tuning.check import TOLERANCE, difference
 from tvm_mobilenet.tuning.measure import first_line
-from tvm_mobilenet.tuning.records import SKETCH, Record, update_records
-from tvm_mobilenet.tuning.store import PLACEHOLDER_SECONDS, Measured, MeasuredLog
+from tvm_mobilenet.tuning.network import compile_network, ratio, time_networks
+from tvm_mobilenet.tuning.records import SKETCH, Record, identity_of, update_records
+from tvm_mobilenet.tuning.replay import Memory, ReplayBuilder, ReplayRunner
+from tvm_mobilenet.tuning.store import PLACEHOLDER_SECONDS
 
 if TYPE_CHECKING:
     from tvm_mobilenet.frontend import ImportedModel
+    from tvm_mobilenet.tuning.device import Device
     from tvm_mobilenet.tuning.session import Place
 
 TRIALS_PER_FUNCTION = 32  # unless told otherwise
+MOST_TRIALS = 1000  # when only the time is limited
 _ITERATION = 16
-_LEAST_POPULATION = 64
+_LEAST_POPULATION, _MOST_POPULATION = 64, 512
 
 
 @dataclass(frozen=True)
 class SketchOutcome:
-    """One function: seconds of a warm run with the fallback's schedule and with the best found."""
+    """One function: seconds of a warm run with the fallback's schedule and with the best found.
+
+    ``reused``: trials of earlier runs that were not repeated. ``tuned``: whether its record stayed
+    after the race inside the network.
+    """
 
     function: str
     operator: str
     trials: int
+    reused: int
     failed: int
     first_failure: str | None
     baseline_seconds: float
     best_seconds: float | None
     tuned: bool
     fault: str | None  # what was wrong with the best one's numbers
+    record: Record | None = dataclasses.field(default=None, repr=False)
 
 
 def functions_of(
@@ -88,13 +100,15 @@ def tune_function(
     runner: Any,
     *,
     trials: int = TRIALS_PER_FUNCTION,
+    until: float | None = None,
     seed: int = 0,
     on_trial: Callable[[float | None], None] = lambda seconds: None,
 ) -> SketchOutcome:
-    """Search one function's generated space and record the winner, if it beats the fallback.
+    """Search one function's generated space; the outcome has a record if it beats the fallback.
 
-    on_trial: told the seconds of each trial, None for a failed one. Raises NothingMeasuredError
-    when the fallback itself could not be measured.
+    until: `time.monotonic()` at which the search ends, with the batch that it is at. on_trial: told
+    the seconds of each trial, None for a failed one. Measurements of earlier runs are used again,
+    see `replay`. Raises NothingMeasuredError when the fallback itself could not be measured.
     """
     target = place.target.tvm_target()
     baseline = measured_alone(fallback.schedule(function, place.target), builder, runner, target)
@@ -102,7 +116,8 @@ def tune_function(
         raise NothingMeasuredError(f"{name}: {baseline}")
     with tempfile.TemporaryDirectory(prefix="tvm-mobilenet-sketch-") as folder:
         logging.getLogger("tvm.s_tir.meta_schedule").setLevel(logging.ERROR)
-        watch = _Watch(on_trial)
+        watch, memory = _Watch(on_trial, until), Memory(operator_of(function), place, seed)
+        database = ms.database.MemoryDatabase()
         with _without_intrinsics():
             context = ms.TuneContext(
                 mod=tvm.IRModule({"main": function.with_attr("global_symbol", "main")}),
@@ -113,27 +128,43 @@ def tune_function(
                 ),
                 # TVM's defaults (512 and 50) take a minute to fill before the first trial
                 search_strategy=ms.search_strategy.EvolutionarySearch(
-                    population_size=max(_LEAST_POPULATION, 2 * trials),
+                    population_size=max(_LEAST_POPULATION, min(_MOST_POPULATION, 2 * trials)),
                     init_min_unmeasured=min(50, trials),
                 ),
                 task_name=name,
                 rand_state=seed + 1,  # 0 would be a random one
                 num_threads=1,
             )
-        database = ms.tune.tune_tasks(
-            tasks=[context],
-            task_weights=[1.0],
-            work_dir=folder,
-            max_trials_global=trials,
-            num_trials_per_iter=min(_ITERATION, trials),
-            builder=builder,
-            runner=runner,
-            database=ms.database.MemoryDatabase(),
-            # not MetaSchedule's default callbacks: one deletes the directory of what was built
-            measure_callbacks=[ms.measure_callback.AddToDatabase(), watch],
-        )
+        try:
+            with _numpy_seeded(seed):
+                ms.tune.tune_tasks(
+                    tasks=[context],
+                    task_weights=[1.0],
+                    work_dir=folder,
+                    max_trials_global=trials,
+                    num_trials_per_iter=min(_ITERATION, trials),
+                    builder=ReplayBuilder(builder, memory),
+                    runner=ReplayRunner(runner, memory),
+                    database=database,
+                    # not MetaSchedule's default callbacks: one deletes what was built
+                    measure_callbacks=[ms.measure_callback.AddToDatabase(), watch],
+                )
+        except RuntimeError:
+            if not watch.over:
+                raise
         best = _best(database)
-    return _settle(name, function, place, baseline, best, watch, seed)
+    return _settle(name, function, place, baseline, best, watch, memory)
+
+
+@contextlib.contextmanager
+def _numpy_seeded(seed: int) -> Iterator[None]:
+    """MetaSchedule's cost model draws from numpy's global generator until it has learned."""
+    before = np.random.get_state()
+    np.random.seed(seed)
+    try:
+        yield
+    finally:
+        np.random.set_state(before)
 
 
 @contextlib.contextmanager
@@ -167,47 +198,74 @@ def _settle(
     baseline: float,
     best: tuple[float, str] | None,
     watch: Any,
-    seed: int,
+    memory: Memory,
 ) -> SketchOutcome:
     operator = operator_of(function)
-    fault, tuned = None, False
+    fault, record = None, None
     if best is not None and best[0] < baseline:
         kernel = apply_trace(function, best[1])
         fault = _fault(function, kernel, place.target.tvm_target())
-        tuned = fault is None
-        if tuned:
-            now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-            identity = fingerprint(tirx.PrimFunc(kernel.params, kernel.body))
-            knobs = {"trace": best[1]}
-            common: dict[str, Any] = {
-                "operator": operator,
-                "rule": SKETCH,
-                "knobs": knobs,
-                "fingerprint": identity,
-                "seconds": best[0],
-                "spread": (best[0], best[0]),
-                "time": now,
-                "seed": seed,
-                "space": SKETCH,
-            }
-            setting = dataclasses.asdict(place.setting)
-            MeasuredLog(place.directory).append([Measured(**common, setting=setting, error=None)])
+        if fault is None:
             record = Record(
-                **common, setting=place.setting, baseline_seconds=baseline, in_network=None
+                operator=operator,
+                rule=SKETCH,
+                knobs={"trace": best[1]},
+                fingerprint=fingerprint(tirx.PrimFunc(kernel.params, kernel.body)),
+                setting=place.setting,
+                seconds=best[0],
+                spread=(best[0], best[0]),
+                baseline_seconds=baseline,
+                in_network=None,
+                time=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+                seed=memory.seed,
+                space=SKETCH,
             )
-            update_records(place.directory, [record])
     failures = Counter(watch.failures)
     return SketchOutcome(
         function=name,
         operator=operator,
         trials=watch.trials,
+        reused=memory.reused,
         failed=sum(failures.values()),
         first_failure=watch.failures[0] if watch.failures else None,
         baseline_seconds=baseline,
         best_seconds=None if best is None else best[0],
-        tuned=tuned,
+        tuned=record is not None,
         fault=fault,
+        record=record,
     )
+
+
+def race(
+    imported: ImportedModel, place: Place, device: Device, outcomes: Sequence[SketchOutcome]
+) -> tuple[list[SketchOutcome], Any]:
+    """The whole network with the fallback's schedules and with those found; keeps what pays.
+
+    While the network with them is slower, half of them is given up, those that gained least first.
+    Returns the outcomes, ``tuned`` where a record was written, and the speed-up (None: no race).
+    """
+    found = [o.record for o in outcomes if o.record is not None]
+    found.sort(key=lambda record: record.baseline_seconds - record.seconds, reverse=True)
+    gain = None
+    with tempfile.TemporaryDirectory(prefix="tvm-mobilenet-sketch-") as folder:
+        base = None
+        while found:
+            kept = {r.operator: Recorded(r.knobs, r.fingerprint) for r in found}
+            path = Path(folder)
+            base = base or compile_network(imported, place.target, {}, path / "base.so")
+            tuned = compile_network(
+                imported, place.target, {}, path / f"{len(found)}.so", traces=kept.get
+            )
+            before, after = time_networks([base, tuned], imported, device)
+            gain = ratio(before, after)
+            if gain.value >= 1.0:
+                break
+            found = found[: len(found) // 2]
+    beaten = {o.operator for o in outcomes} - {record.operator for record in found}
+    setting = place.setting
+    drop = [identity_of(op, setting, SKETCH) for op in beaten]
+    update_records(place.directory, found, drop)
+    return [dataclasses.replace(o, tuned=o.operator not in beaten) for o in outcomes], gain
 
 
 def measured_alone(function: tirx.PrimFunc, builder: Any, runner: Any, target: Any) -> float | str:
@@ -243,10 +301,11 @@ def _fault(function: tirx.PrimFunc, kernel: tirx.PrimFunc, target: Any) -> str |
 
 @derived_object
 class _Watch(ms.measure_callback.PyMeasureCallback):
-    """Counts trials and failures as they come."""
+    """Counts trials and failures as they come; ends the search when its time is over."""
 
-    def __init__(self, on_trial: Callable[[float | None], None]) -> None:
+    def __init__(self, on_trial: Callable[[float | None], None], until: float | None) -> None:
         super().__init__()
+        self.until, self.over = until, False
         self.trials = 0
         self.failures: list[str] = []
         self.on_trial = on_trial
@@ -267,3 +326,6 @@ class _Watch(ms.measure_callback.PyMeasureCallback):
                 self.failures.append(first_line(error))
             seconds = None if error else float(np.median([float(s) for s in ran.run_secs]))
             self.on_trial(seconds)
+        if self.until is not None and time.monotonic() >= self.until:
+            self.over = True  # MetaSchedule itself knows only trials
+            raise RuntimeError("the time for searching is over")

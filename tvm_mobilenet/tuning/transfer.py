@@ -30,10 +30,10 @@ def known_measurements(
     Failures count only when the analytic choice itself could be measured: else something was wrong
     with the machine, not with them.
     """
-    ours = _comparable(dataclasses.asdict(setting))
+    ours = comparable(dataclasses.asdict(setting))
     latest: dict[str, Measured] = {}
     for entry in entries:
-        if entry.operator == task.operator and _comparable(entry.setting) == ours:
+        if entry.operator == task.operator and comparable(entry.setting) == ours:
             latest[candidate_key(entry.rule, entry.knobs)] = entry
     baseline = latest.get(task.baseline.key)
     if baseline is None or baseline.seconds is None:
@@ -110,6 +110,6 @@ def distance(a: Spec, b: Spec) -> float:
     return total
 
 
-def _comparable(setting: dict[str, Any]) -> dict[str, Any]:
+def comparable(setting: dict[str, Any]) -> dict[str, Any]:
     """Without our own version: a kernel that changed is found by its fingerprint."""
     return {key: value for key, value in setting.items() if key != "tvm_mobilenet"}

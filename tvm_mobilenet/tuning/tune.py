@@ -23,6 +23,7 @@ from tvm_mobilenet.tuning.store import os_errors_named
 if TYPE_CHECKING:
     import torch
 
+    from tvm_mobilenet.profiling.statistics import Ratio
     from tvm_mobilenet.targets import TargetSpec
     from tvm_mobilenet.tuning.report import Outcome
     from tvm_mobilenet.tuning.sketch import SketchOutcome
@@ -67,7 +68,7 @@ def tune(
     info(f"importing {model if isinstance(model, str | Path) else type(model).__name__}")
     imported = frontend.load_model(model, **options)
     info("starting the builder and the runner")
-    label, spec = _label(imported.name, options), place.target
+    label, spec = label_of(imported.name, options), place.target
     measurer = Measurer(*_builder_and_runner(place, device, warn), spec)
     with closing(measurer), Finalists(imported, label, spec, device, info, warn) as finalists:
         session = Session(
@@ -93,6 +94,7 @@ def tune_sketch(
     *,
     target: str = "native",
     trials: int | None = None,
+    seconds: float | None = None,
     logs: Path | None = None,
     threads: int | None = None,
     rpc_tracker: str | None = None,
@@ -102,10 +104,12 @@ def tune_sketch(
     warn: Callable[[str], None] = lambda message: None,
     progress: Callable[[int, int, str], None] = lambda done, total, label: None,
     **options: Any,
-) -> list[SketchOutcome]:
+) -> tuple[list[SketchOutcome], Ratio | None]:
     """Search MetaSchedule's generated space for the functions of a model without a template.
 
-    As `tune`, but ``trials`` are for each function. Empty when every operator has a template.
+    As `tune`, but ``trials`` are for each function, and ``seconds`` for searching, in equal parts.
+    Returns an outcome for each function (none when every operator has a template) and the speed-up
+    of the network with the schedules that were kept over the one without; None when none was raced.
     """
     from tvm_mobilenet import frontend
     from tvm_mobilenet.tuning import sketch
@@ -114,18 +118,20 @@ def tune_sketch(
     imported = frontend.load_model(model, **options)
     functions = sketch.functions_of(imported, place)
     if not functions:
-        return []
+        return [], None
     measurer = Measurer(*_builder_and_runner(place, device, warn), place.target)
-    each = trials or sketch.TRIALS_PER_FUNCTION
+    each = trials or (sketch.TRIALS_PER_FUNCTION if seconds is None else sketch.MOST_TRIALS)
     outcomes: list[SketchOutcome] = []
+    start = time.monotonic()
     with closing(measurer):
         for number, (name, function) in enumerate(functions.items()):
-            info(f"searching {name}, {each} trials")
+            info(f"searching {name}, at most {each} trials")
             done = itertools.count(number * each + 1)
 
             def on_trial(seconds: float | None, done: Iterator[int] = done) -> None:
                 progress(next(done), each * len(functions), "trials")
 
+            share = None if seconds is None else seconds * (number + 1) / len(functions)
             outcomes.append(
                 sketch.tune_function(
                     name,
@@ -134,11 +140,13 @@ def tune_sketch(
                     measurer.builder,
                     measurer.runner,
                     trials=each,
+                    until=None if share is None else start + share,
                     seed=seed,
                     on_trial=on_trial,
                 )
             )
-    return outcomes
+    info("racing the network with what was found against the one without")
+    return sketch.race(imported, place, device, outcomes)
 
 
 def _place(
@@ -163,7 +171,7 @@ def _place(
         spec = dataclasses.replace(spec, cores=threads or spec.cores)
         name, device = f"RPC key {rpc_key}", Remote(rpc_tracker, rpc_key, spec.cores, _linker(spec))
     place = Place(spec, setting_of(spec, spec.cores, name), logs or SHIPPED)
-    _make(place.directory)
+    make_directory(place.directory)
     return place, device
 
 
@@ -222,7 +230,7 @@ def _usable_cores() -> int:
     return count_cores()
 
 
-def _make(directory: Path) -> None:
+def make_directory(directory: Path) -> None:
     """The directory of logs: made before anything is measured, so that nothing is lost later."""
     with os_errors_named(directory):
         directory.mkdir(parents=True, exist_ok=True)
@@ -230,7 +238,7 @@ def _make(directory: Path) -> None:
             raise PermissionError(errno.EACCES, "Permission denied")
 
 
-def _label(name: str, options: dict[str, Any]) -> str:
+def label_of(name: str, options: dict[str, Any]) -> str:
     """The network's name with what changes its operators."""
     from tvm_mobilenet.models import BUILTIN
 

@@ -35,8 +35,7 @@ def cycles(blocks: Sequence[Sequence[str]], triple: str, cpu: str) -> list[float
     """
     text = ""
     for i, block in enumerate(blocks):
-        lines = (f"# LLVM-MCA-BEGIN b{i}", *block, f"# LLVM-MCA-END b{i}", "")
-        text += "\n".join(lines)
+        text += "\n".join((f"# LLVM-MCA-BEGIN b{i}", *block, f"# LLVM-MCA-END b{i}", ""))
     command = [llvm_tool("llvm-mca"), f"-mtriple={triple}", f"-mcpu={cpu}", "-json"]
     command += [f"-iterations={ITERATIONS}", "-instruction-info=false", "-resource-pressure=false"]
     done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
