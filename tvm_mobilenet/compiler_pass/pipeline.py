@@ -18,6 +18,7 @@ from tvm_mobilenet.targets import TargetSpec
 
 from .fuse_separable import fuse_separable
 from .lower_operators import lower_operators
+from .onnx_nodes import name_the_rest
 from .relax_graph import constant_of
 from .results import Result, results
 from .schedule_operators import schedule_operators
@@ -139,6 +140,7 @@ def compile_model(
         dataclasses.replace(_report(name, weight_bytes, mod, scheduled, rest, nodes), result=result)
         for (name, weight_bytes), result in zip(order, computed, strict=True)
     )
+    operators = name_the_rest(operators, imported.onnx)
     seconds = time.perf_counter() - start
     return Compiled(executable, imported, target, operators, kernels, planned, seconds)
 
