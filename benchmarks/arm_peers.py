@@ -153,7 +153,9 @@ def main() -> int:
     root.mkdir(parents=True, exist_ok=True)
     install(root, peers)
 
-    write = sys.stdout.write
+    table = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what converters print is not the table
+    write = table.write
     write(f"{'network':10} {'floor':>8} {'ours':>8}" + "".join(f" {p:>12}" for p in peers))
     write(f" {'ratio':>6}  on {CORE}\n")
     rows: dict[str, Any] = {}
@@ -173,9 +175,10 @@ def main() -> int:
         write(f"{name:10} {row['floor'] / 1e6:8.3f} {ours / 1e6:8.3f}")
         write("".join(f" {count / 1e6:12.3f}" for count in counted.values()))
         write(f" {ours / min(counted.values()):6.3f}\n")
-        sys.stdout.flush()
+        table.flush()
     versions = {peer: version(PEERS[peer]) for peer in peers}
     write(", ".join(f"{peer} {number}" for peer, number in versions.items()) + "\n")
+    table.flush()
     if args.json:
         document = {"core": CORE, "versions": versions, "instructions": rows}
         args.json.write_text(json.dumps(document, indent=1) + "\n")
