@@ -115,8 +115,7 @@ class _Product:
             if self.predicted(spec, knobs, target) <= 1.5 * best
         ]
 
-    @staticmethod
-    def _choices(spec: Any, target: TargetSpec) -> tuple[GemmKnobs, ...]:
+    def _choices(self, spec: Any, target: TargetSpec) -> tuple[GemmKnobs, ...]:
         assert target.gpu is not None
         return _candidates(target.gpu)
 
@@ -130,6 +129,14 @@ class _Separable(_Product):
 
     # microseconds from the end of one kernel of a CUDA graph to the start of the next
     LAUNCH_US = 1.5
+    MOST_SUMS = 32  # of a thread: the taps under way need registers, too
+
+    def _choices(self, spec: Any, target: TargetSpec) -> tuple[GemmKnobs, ...]:
+        return tuple(
+            knobs
+            for knobs in super()._choices(spec, target)
+            if knobs.thread_pixels * knobs.thread_channels <= self.MOST_SUMS
+        )
 
     def predicted(self, spec: Any, knobs: GemmKnobs, target: TargetSpec) -> float:
         assert target.gpu is not None

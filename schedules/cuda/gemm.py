@@ -50,6 +50,11 @@ from .ir import (
 )
 from .operands import Operand, matrix_of, operand_of, pack_depthwise
 
+MIN_BLOCKS = "tirx.launch_bounds_min_blocks_per_sm"  # TVM's name for a function's attribute
+REGISTERS_PER_SM = 65536  # of every architecture since sm_50
+# Registers beyond the estimate that ptxas may use: to load ahead, and for the taps under way.
+SPARE_REGISTERS, TAP_REGISTERS = 16, 48
+
 
 @dataclass(frozen=True)
 class GemmKnobs:
@@ -194,7 +199,17 @@ def build(spec: GemmSpec, knobs: GemmKnobs) -> tirx.PrimFunc:
         with selected_bounds():
             _Kernel(problem, knobs, operand, inputs, weight, bias, other, y, activation).emit()
 
-    return prim_func(buffers, body)
+    return prim_func(buffers, body, {MIN_BLOCKS: resident_blocks(spec, knobs)})
+
+
+def resident_blocks(spec: GemmSpec, knobs: GemmKnobs) -> int:
+    """Blocks of a multiprocessor that ptxas must leave registers for.
+
+    Left alone, it saves registers for more blocks than there are, and spills some.
+    """
+    taps = TAP_REGISTERS if isinstance(spec, SeparableSpec) else 0
+    registers = knobs.registers + SPARE_REGISTERS + taps
+    return max(1, REGISTERS_PER_SM // (knobs.threads * registers))
 
 
 @dataclass(frozen=True)
