@@ -15,6 +15,7 @@ import pytest
 
 from tvm_mobilenet.errors import MissingToolError
 from tvm_mobilenet.profiling import html, kernels
+from tvm_mobilenet.profiling.instructions import InstructionProfile, OperatorInstructions
 from tvm_mobilenet.profiling.limits import LevelLimit, Limits
 from tvm_mobilenet.profiling.operators import sample_operators
 from tvm_mobilenet.profiling.profile import Profile, summarise
@@ -208,5 +209,35 @@ def test_the_report_in_a_browser(browser: Browser, tmp_path: Path, width: int) -
     assert first.inner_text() == "mobilenet_v1 0.25/128"
     page.get_by_role("button", name="Mult-Adds").click()
     assert first.inner_text() == "mobilenet_v1 1/224"
+    assert wrong == []
+    page.close()
+
+
+@pytest.mark.slow
+@pytest.mark.needs_tool("chromium", "chromium")
+def test_the_page_of_instructions_in_a_browser(browser: Browser, tmp_path: Path) -> None:
+    operators = tuple(
+        OperatorInstructions(
+            *(i, f"{kind}_0", kind, (f"layer.{i}/Conv",), "1x8x8x8", kind, "analytic", {}),
+            *(4 * count // 5, count, count / 5, count / 1000),
+        )
+        for i, (kind, count) in enumerate([("stem", 300), ("pointwise", 500), ("dense", 100)])
+    )
+    counted = InstructionProfile("b", "m", "rpi4", "qemu-aarch64", 1000, operators, {})
+    path = tmp_path / "instructions.html"
+    html.write_instructions(counted, path)
+    page = browser.new_page(viewport={"width": 390, "height": 844}, offline=True)
+    page.set_default_timeout(PATIENCE_MS)
+    wrong: list[str] = []
+    page.on("console", lambda m: wrong.append(m.text) if m.type in ("error", "warning") else None)
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.goto(path.as_uri())
+    page.wait_for_selector("body[data-ready=true]")
+
+    assert page.locator("#bars .bars path").count() == 2 * 3
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    assert _column(page, "name") == ["layer.1/Conv", "layer.0/Conv", "layer.2/Conv"]
+    page.get_by_role("button", name="Layer").click()
+    assert _column(page, "name") == ["layer.0/Conv", "layer.1/Conv", "layer.2/Conv"]
     assert wrong == []
     page.close()

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 SHALLOW = "mobilenet_v1_shallow"
 SCHEMA_VERSION = 1  # of a kept report
+DISTURBANCES = 3  # up to so many networks have a line of their own
 OTHERS = (CONV, SHALLOW, "mobilenet_v2", "mobilenet_v3_small", "mobilenet_v3_large")
 # ImageNet top-1 in percent by (model, alpha, resolution), of the papers alone: V1's tables 4 to 9
 # (arXiv 1704.04861), V2's table 4 (1801.04381), V3's table 3 (1905.02244).
@@ -99,11 +100,15 @@ class Report:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What to bear in mind when reading the figures."""
-        disturbed = [
-            f"{network.label}: {note}" for network in self.networks for note in network.notes
-        ]
-        return (*self.failures, *disturbed)
+        """What to bear in mind when reading the figures; many disturbances are one line."""
+        disturbed = [network for network in self.networks if network.notes]
+        if len(disturbed) <= DISTURBANCES:
+            told = [f"{network.label}: {note}" for network in disturbed for note in network.notes]
+        else:
+            count = f"{len(disturbed)} of {len(self.networks)} networks"
+            told = [f"{count} were disturbed while they were timed, such as {disturbed[0].label}: "]
+            told[0] += "; ".join(disturbed[0].notes)
+        return (*self.failures, *told)
 
     def rows(self) -> list[dict[str, Any]]:
         """One flat row a network, the one with the fewest Mult-Adds first.

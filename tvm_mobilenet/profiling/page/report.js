@@ -3,7 +3,7 @@ const FAMILIES = [...new Set(networks.map((row) => row.model))];
 const PALETTE = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"];
 const familyColour = (model) => PALETTE[FAMILIES.indexOf(model) % PALETTE.length];
 const mega = (count) => `${number(count / 1e6, 1)} M`;
-const short = (row) => `${row.alpha}/${row.resolution}`;
+const short = (row) => row.model === "mobilenet_v1" ? `${row.alpha}/${row.resolution}` : row.model.replace("mobilenet_", "");
 
 function head() {
   $("subtitle").textContent = `${data.cpu} · target ${data.target} · ${threads} · float32, batch 1, median of at least ${data.runs} runs`;
@@ -71,11 +71,11 @@ function blocksChart() {
 const COLUMNS = [
   ["Network", "network", (row) => row.network, "text"],
   ["Mult-Adds", "mult_adds", (row) => mega(row.mult_adds)],
-  ["Parameters", "parameters", (row) => `${number(row.parameters / 1e6, 2)} M`],
   ["ms", "ms", (row) => number(row.ms, 3)],
-  ["p90", "p90_ms", (row) => number(row.p90_ms, 3)],
   ["µs / M", "us_per_million_mult_adds", (row) => number(row.us_per_million_mult_adds, 1)],
+  ["p90", "p90_ms", (row) => number(row.p90_ms, 3)],
   ["Images / s", "images_per_s", (row) => number(row.images_per_s, 1)],
+  ["Parameters", "parameters", (row) => `${number(row.parameters / 1e6, 2)} M`],
   ["FMA peak", "share_of_peak", (row) => percent(row.share_of_peak, 0)],
   ["Library MiB", "library_mib", (row) => number(row.library_mib)],
   ["Memory MiB", "memory_mib", (row) => number(row.memory_mib)],
