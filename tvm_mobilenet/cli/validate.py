@@ -34,7 +34,10 @@ HELP = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """validate BUNDLE|MODEL [--model MODEL] [--target T] [--image FILE ...] ..."""
     parser.add_argument(
-        "subject", metavar="BUNDLE|MODEL", help=f"a bundle's directory, or a model: {MODEL_HELP}"
+        "subject",
+        metavar="BUNDLE|MODEL",
+        nargs="?",
+        help=f"a bundle's directory, or a model: {MODEL_HELP}",
     )
     parser.add_argument(
         "--model",
@@ -78,6 +81,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="with --per-layer: draw how errors grow through the network (.png or .svg)",
     )
+    parser.add_argument(
+        "--self-test",
+        action="store_true",
+        help="judge the tool: plant seven known faults into builds of MODEL (default: MobileNetV1 "
+        "0.25 at 64x64), see that each is caught and found in its operator",
+    )
     add_target_argument(parser)
     add_threads_argument(parser)
     parser.add_argument(
@@ -97,6 +106,10 @@ def run(args: argparse.Namespace) -> int:
     from tvm_mobilenet.parity.plot import draw
     from tvm_mobilenet.profiling.plot import check
 
+    if args.self_test:
+        return _self_test(args)
+    if args.subject is None:
+        raise UsageError("say what to validate: a bundle, a model, or --self-test")
     if args.plot is not None:
         if not args.per_layer:
             raise UsageError("--plot shows what --per-layer finds: give both")
@@ -128,6 +141,46 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(f"{args.subject}: {report.summary()}")
     if not report.passed:
         raise ParityError(f"{args.subject}: {report.summary()}")
+    return 0
+
+
+def _self_test(args: argparse.Namespace) -> int:
+    from tvm_mobilenet import frontend, targets
+    from tvm_mobilenet.errors import ParityError, UsageError
+    from tvm_mobilenet.parity.self_test import self_test
+
+    others = ("against", "image", "adversarial", "per_layer", "plot")
+    if given := [name for name in others if getattr(args, name)]:
+        raise UsageError(f"--{given[0].replace('_', '-')} has no place in --self-test")
+    options = model_options(args)
+    if args.subject is None:
+        options |= {"alpha": 0.25, "resolution": 64}
+    imported = frontend.load_model(
+        args.subject or "mobilenet_v1", exporter=args.exporter, **options
+    )
+    report = self_test(imported, targets.load(args.target), progress=args.console.info)
+    if args.json:
+        emit_json("self-test", {"model": imported.name, "self_test": report.to_json()})
+    else:
+        print_table(
+            ("FAULT", "AFTER", "PLANTED INTO", "RATIO", "CAUGHT", "FOUND IN", "VERDICT"),
+            [
+                (
+                    trial.fault or "(none)",
+                    trial.phase or "-",
+                    trial.planted or "-",
+                    f"{trial.ratio:.3g}",
+                    "yes" if trial.caught else "no",
+                    trial.found or "-",
+                    "passed" if trial.passed else "FAILED",
+                )
+                for trial in report.trials
+            ],
+        )
+    if not report.passed:
+        raise ParityError(report.summary())
+    if not args.json:
+        sys.stdout.write(f"\n{report.summary()}\n")
     return 0
 
 

@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING, Any
 import tvm
 from tvm import relax, tirx
 
-from tvm_mobilenet.schedules.base import Records, activation_lanes
+from tvm_mobilenet.schedules.base import Records, Scheduled, activation_lanes
 from tvm_mobilenet.targets import TargetSpec
 
 from .fuse_separable import fuse_separable
-from .lower_operators import lower_operators
+from .lower_operators import CallSites, lower_operators
 from .onnx_nodes import name_the_rest
 from .relax_graph import constant_of
 from .results import Result, results
-from .schedule_operators import schedule_operators
-from .schedule_rest import Rest, Traces, lower_rest, schedule_rest
+from .schedule_operators import schedule_operators, spec_of
+from .schedule_rest import Rest, Traces, lower_rest, rest_of, schedule_rest
 from .timed_entry import add_timed_entry
 from .traced_entry import add_traced_entry
 
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from tvm_mobilenet.frontend import ImportedModel
 
 Progress = Callable[[str], None]
+PHASES = ("imported", "operators", "joined", "scheduled")  # those that can be left out, in order
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,25 @@ class OperatorReport:
     parallel: bool
     note: str = ""  # why a tuning record that there is was not applied
     result: Result | None = None  # which tensor of the model it computes
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """How `parity` takes the compiler apart, to find the phase in which a fault comes in.
+
+    ``last_phase``: of `PHASES`, the last one applied; what would follow is left plain: own
+    functions as scalar loops, TVM's lowering without schedules. ``change``: takes each phase's name
+    and the module after it, returns the module to go on with; before ``scheduled`` it is asked for
+    ``tuned``, where tuning records may apply. ``cautious_code``: see `cautious`.
+    """
+
+    last_phase: str = "scheduled"
+    change: Callable[[str, tvm.IRModule], tvm.IRModule] = lambda phase, mod: mod
+    cautious_code: bool = False
+
+    def applies(self, phase: str) -> bool:
+        """Whether a phase is applied."""
+        return PHASES.index(phase) <= PHASES.index(self.last_phase)
 
 
 @dataclass(frozen=True)
@@ -82,35 +102,43 @@ def compile_model(
     dump_ir: Path | None = None,
     progress: Progress | None = None,
     cuda_graph: bool = True,
+    experiment: Experiment | None = None,
 ) -> Compiled:
     """Compile an imported model for ``target``.
 
     ``records`` gives tuned knobs, ``traces`` tuned schedules of what has no template; ``dump_ir``
     is a directory for the IR after each phase. ``cuda_graph``: a GPU gets the network's kernels
-    as one CUDA graph, recorded at the first inference.
+    as one CUDA graph, recorded at the first inference. ``experiment``: see `Experiment`.
     """
     start = time.perf_counter()
     say = progress or (lambda text: None)
-    dump = _Dump(dump_ir)
+    experiment = experiment or Experiment()
+    after = _After(_Dump(dump_ir), experiment)
     tvm_target = target.tvm_target()
     with tvm_target, tvm.transform.PassContext(config=_pass_config(target, cuda_graph)):
-        mod = imported.mod
-        dump("imported", mod)
+        mod = after("imported", imported.mod)
+        call_sites: CallSites = []
 
         say("lowering operators to blocked layout")
         # Phase 1. operator chains -> own functions on blocked activations
-        mod, call_sites = lower_operators(mod, activation_lanes(target))
-        dump("operators", mod)
-        mod, call_sites = fuse_separable(mod, call_sites, target)
-        dump("joined", mod)
+        if experiment.applies("operators"):
+            mod, call_sites = lower_operators(mod, activation_lanes(target))
+            mod = after("operators", mod)
+        if experiment.applies("joined"):
+            mod, call_sites = fuse_separable(mod, call_sites, target)
+            mod = after("joined", mod)
         # Phase 2. TVM's own lowering for what is left
-        mod = lower_rest(mod)
-        dump("legalized", mod)
+        mod = after("legalized", lower_rest(mod))
         say("scheduling")
         # Phase 3. schedules: own functions by rule, the rest by the fallback
-        mod, scheduled = schedule_operators(mod, target, records)
-        mod, rest = schedule_rest(mod, target, traces)
-        dump("scheduled", mod)
+        if experiment.applies("scheduled"):
+            mod, scheduled = schedule_operators(mod, target, records)
+            mod, rest = schedule_rest(mod, target, traces)
+            if records is not None:
+                mod = experiment.change("tuned", mod)
+            mod = after("scheduled", mod)
+        else:
+            scheduled, rest = _plain(mod)
         # Phase 4. memory planning and lowering to the virtual machine
         before = mod
         order = _calls_in_order(mod)
@@ -130,10 +158,11 @@ def compile_model(
                 relax.transform.AttachGlobalSymbol(),
             ]
         )(mod)
-        dump("planned", mod)
+        mod = after("planned", mod)
         say("generating code")
         # Phase 5. machine code
-        executable = relax.build(mod, target=tvm_target, relax_pipeline=None, exec_mode="compiled")
+        machine = cautious(target) if experiment.cautious_code else tvm_target
+        executable = relax.build(mod, target=machine, relax_pipeline=None, exec_mode="compiled")
     nodes = _onnx_nodes(imported, call_sites)
     kernels = {name: mod[name] for name, _ in order}
     operators = tuple(
@@ -171,6 +200,36 @@ def _pass_config(target: TargetSpec, cuda_graph: bool) -> dict[str, Any]:
         # loops stay loops under "#pragma unroll": a tenth of the source to read and to compile
         "tirx.UnrollLoop": {"explicit_unroll": False},
     }
+
+
+def cautious(target: TargetSpec) -> tvm.target.Target:
+    """The target's CPU without LLVM's optimisation; on x86 also without its vector extensions."""
+    host = target.host_target().export()
+    x86 = target.mtriple.startswith(("x86_64", "i686"))
+    baseline = {"mcpu": "x86-64", "mattr": []} if x86 else {}
+    return tvm.target.Target({**host, **baseline, "opt-level": 0})
+
+
+def _plain(mod: tvm.IRModule) -> tuple[dict[str, Any], dict[str, Rest]]:
+    """Own functions and the rest as they are, in the form of the scheduling functions' reports."""
+    own = {
+        var.name_hint: (spec, Scheduled(function, "plain", "plain", {}))
+        for var, function in mod.functions.items()
+        if (spec := spec_of(function)) is not None
+    }
+    return own, {name: Rest("plain") for name in rest_of(mod)}
+
+
+class _After:
+    """What is done after each phase: the experiment's change, then the dump."""
+
+    def __init__(self, dump: _Dump, experiment: Experiment) -> None:
+        self._dump, self._experiment = dump, experiment
+
+    def __call__(self, phase: str, mod: tvm.IRModule) -> tvm.IRModule:
+        mod = self._experiment.change(phase, mod)
+        self._dump(phase, mod)
+        return mod
 
 
 class _Dump:

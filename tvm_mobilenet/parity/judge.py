@@ -191,8 +191,9 @@ def verdict(
     """The verdict on one tensor, of which there is one a sample.
 
     results: the compiled code's; torch32s, exacts: PyTorch's at float32 and float64; onnxruntimes:
-    ONNX Runtime's, if it was asked on all. usual: pairs of PyTorch's on ordinary samples; where PyTorch is
-    by chance more exact on odd inputs, its relative error on those is allowed all the same.
+    ONNX Runtime's, if it was asked on all. usual: pairs of PyTorch's on ordinary samples; where
+    PyTorch is by chance more exact on odd inputs, its relative error on those is allowed all the
+    same.
     """
     import numpy as np
 
