@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import onnx
 
@@ -58,12 +59,15 @@ def check_windows(nodes: Iterable[onnx.NodeProto], where: str) -> None:
                 )
 
 
-def check_elements(count: int, where: str) -> None:
+def check_shape(shape: Sequence[int], where: str) -> None:
     """InputError for a tensor that cannot be indexed, or not be proven right in this memory.
 
     where: begins the message; names the tensor or its maker.
     """
-    if not 0 < count <= MAX_ELEMENTS:
+    count = math.prod(shape)
+    if min(shape, default=1) < 1:
+        raise InputError(f"{where} has the shape {list(shape)}; each size must be at least 1")
+    if count > MAX_ELEMENTS:
         raise InputError(f"{where} has {count} elements; a tensor must have 1 to {MAX_ELEMENTS}")
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if count * _BYTES_AN_ELEMENT > memory:

@@ -7,12 +7,15 @@ the forms.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import tvm
 from tvm import relax
+
+from tvm_mobilenet.frontend import limits
 
 # Inputs past the end read as None: the importer's own list type.
 Rule = Callable[[Sequence[Any], dict[str, Any]], Any]
@@ -174,6 +177,15 @@ def _commutative(operator: Callable, inputs: Sequence[Any]) -> Any:
     return operator(data, relax.const(value))
 
 
+def _range(inputs: Sequence[Any], attributes: dict[str, Any]) -> Any:
+    """TVM's own form, which is an array at once: so its length is looked at before."""
+    bounds = [constant(value) for value in inputs[:3]]
+    if all(value is not None and value.size == 1 for value in bounds):
+        start, limit, step = (value.item() for value in bounds)  # type: ignore[union-attr]
+        if step:
+            limits.check_shape([max(1, math.ceil((limit - start) / step))], "a Range")
+
+
 NORMAL_FORMS: dict[str, Rule] = {
     "Add": _add,
     "AveragePool": _average_pool,
@@ -185,5 +197,6 @@ NORMAL_FORMS: dict[str, Rule] = {
     "HardSigmoid": _hard_sigmoid,
     "HardSwish": _hard_swish,
     "Mul": _multiply,
+    "Range": _range,
     "ReduceMean": _reduce_mean,
 }

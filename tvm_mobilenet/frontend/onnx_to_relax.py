@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -137,9 +136,8 @@ class _Importer(ONNXGraphImporter):
                 f"{self._where}: node '{source_nodes(node)[0]}' ({node.op_type}) has an output "
                 "whose size depends on data; only static shapes can be built"
             )
-        limits.check_elements(
-            math.prod(static_shape(value)),
-            f"{self._where}: node '{source_nodes(node)[0]}' ({node.op_type})",
+        limits.check_shape(
+            static_shape(value), f"{self._where}: node '{source_nodes(node)[0]}' ({node.op_type})"
         )
 
     def _convert_operator(self, op_name: str, inputs: Any, attrs: dict, opset: int) -> Any:

@@ -5,7 +5,6 @@ Every complaint is an `InputError` of one line: which file, what is wrong, what 
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -240,8 +239,7 @@ def _fix_input(value: onnx.ValueInfoProto, where: str, batch: int | None) -> set
                 f"onnxruntime.tools.make_dynamic_shape_fixed --input_name {value.name} "
                 "--input_shape 1,3,224,224 IN.onnx OUT.onnx'"
             )
-    count = math.prod(dim.dim_value for dim in dims)
-    limits.check_elements(count, f"{where}: input '{value.name}'")
+    limits.check_shape([dim.dim_value for dim in dims], f"{where}: input '{value.name}'")
     return symbols
 
 
