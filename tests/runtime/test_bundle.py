@@ -444,3 +444,22 @@ def test_a_pool_that_tvm_started_too_small_is_told(built: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_only_cores_of_the_targets_kind_are_used() -> None:
+    """Affinity belongs to a thread: it goes with this one."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    from tvm_mobilenet.runtime import library
+
+    def bound(*wanted: int) -> set[int]:
+        library.stay_on(wanted)
+        return library.usable_cpus()
+
+    before = library.usable_cpus()
+    first = min(before)
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(bound, 4096).result() == before  # none of them is here
+        assert pool.submit(bound, first, 4096).result() == {first}
+        assert pool.submit(bound).result() == {first}
+    assert library.usable_cpus() == before

@@ -160,6 +160,8 @@ class Bundle:
         `threads`: how many to run on; None takes what the bundle was built with, else the physical
         cores that this process may use. `verify` compares every file with its hash. Of a bundle
         for several targets the best variant that can run here is loaded, and is `Bundle.path`.
+        Where its target names CPUs, of a chip with several kinds of core, the calling thread is
+        bound to them.
 
         Raises InputError: no bundle, a changed file, names that lead out of the directory, code
         for another CPU, more threads than CPUs. MissingToolError: no TVM runtime.
@@ -174,6 +176,7 @@ class Bundle:
         if reason:
             target = contents.document["target"]["name"]
             raise InputError(f"{directory}: was built for {target}, but {reason}")
+        library.stay_on(contents.document["target"].get("affinity", ()))
         program = Program(
             directory / manifest.LIBRARY,
             contents.files[manifest.LIBRARY].sha256,

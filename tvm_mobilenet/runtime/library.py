@@ -12,7 +12,7 @@ import os
 import sys
 import threading
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -88,6 +88,16 @@ def choose_threads(asked: int | None = None, preferred: int | None = None) -> in
         siblings = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
         cores.add(siblings.read_text() if siblings.is_file() else str(cpu))
     return len(cores)
+
+
+def stay_on(cpus: Iterable[int]) -> None:
+    """Bind the calling thread, and what it starts, to those of the CPUs that it may use, if any.
+
+    For chips with several kinds of core, where a target names its own.
+    """
+    wanted = usable_cpus() & set(cpus)
+    if wanted and hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, wanted)
 
 
 def use_threads(threads: int, *, exactly: bool) -> None:
