@@ -16,6 +16,7 @@ from tvm import relax, tirx
 from tvm_mobilenet.schedules.base import Records, Scheduled, activation_lanes
 from tvm_mobilenet.targets import TargetSpec
 
+from . import launch_bounds
 from .fuse_separable import fuse_separable
 from .lower_operators import CallSites, lower_operators
 from .onnx_nodes import name_the_rest
@@ -162,7 +163,13 @@ def compile_model(
         say("generating code")
         # Phase 5. machine code
         machine = cautious(target) if experiment.cautious_code else tvm_target
-        executable = relax.build(mod, target=machine, relax_pipeline=None, exec_mode="compiled")
+        executable = relax.build(
+            mod,
+            target=machine,
+            relax_pipeline=None,
+            tir_pipeline="default" if target.gpu is None else launch_bounds.PIPELINE,
+            exec_mode="compiled",
+        )
     nodes = _onnx_nodes(imported, call_sites)
     kernels = {name: mod[name] for name, _ in order}
     operators = tuple(
