@@ -54,7 +54,17 @@ def test_operators_are_matched_by_their_nodes_not_their_place() -> None:
     assert sorted(d.name for d in found.operators) == ["x", "y", "y"]
     for d in found.operators:
         assert d.a_us == pytest.approx(d.b_us, rel=0.05)
-    assert (found.only_a, found.only_b) == (("gone",), ("new",))
+    assert (found.only_a, found.only_b) == (("gone (pointwise)",), ("new (pointwise)",))
+
+
+def test_two_layers_in_one_pass_are_compared_with_both() -> None:
+    a = _side("a", ("depthwise", 4.0), ("pointwise", 6.0), ("rest", 1.0))
+    b = _side("b", ("both", 5.0), ("rest", 1.0))
+    b.operators[0]["key"] = ("depthwise", "pointwise")
+    for found in (compare_timed(a, b), compare_timed(b, a)):
+        assert found.only_a == found.only_b == ()
+        both = found.operators[0]
+        assert both.name == "both" and abs(both.difference_us) == pytest.approx(5.0, rel=0.05)
 
 
 def test_two_bundles_are_run_in_turns(small_bundle: Path) -> None:

@@ -126,27 +126,78 @@ def compare(
 
 def compare_timed(a: Timed, b: Timed, notes: Sequence[str] = ()) -> Comparison:
     """Compare two sides that were measured; nothing is run."""
-    places: dict[Any, list[int]] = {}
-    for i, operator in enumerate(b.operators):
-        places.setdefault(operator["key"], []).append(i)
-    pairs, only_a = [], []
-    for i, operator in enumerate(a.operators):
-        matching = places.get(operator["key"])
-        if matching:
-            pairs.append((i, matching.pop(0)))
-        else:
-            only_a.append(str(operator["name"]))
-    only_b = [str(b.operators[i]["name"]) for rest in places.values() for i in rest]
-    p_values = _holm([_p(a.nanoseconds[i], b.nanoseconds[j]) for i, j in pairs])
-    found = [
-        _difference(a.operators[i], a.nanoseconds[i], b.nanoseconds[j], p)
-        for (i, j), p in zip(pairs, p_values, strict=True)
+    pairs, left_a, left_b = _pairs(a.operators, b.operators)
+    sides = [
+        (sum(a.nanoseconds[i] for i in mine), sum(b.nanoseconds[j] for j in theirs))
+        for mine, theirs in pairs
     ]
+    p_values = _holm([_p(*side) for side in sides])
+    found = [
+        _difference(_head(a.operators, mine, b.operators, theirs), *side, p)
+        for (mine, theirs), side, p in zip(pairs, sides, p_values, strict=True)
+    ]
+    only_a, only_b = (
+        [f"{side.operators[i]['name']} ({side.operators[i]['kind']})" for i in left]
+        for side, left in ((a, left_a), (b, left_b))
+    )
     whole = _difference({"name": "whole", "kind": ""}, a.whole, b.whole, _p(a.whole, b.whole))
     ranked = sorted(found, key=lambda d: -abs(d.difference_us))
     return Comparison(
         a.name, b.name, whole, tuple(ranked), tuple(only_a), tuple(only_b), tuple(notes)
     )
+
+
+Pair = tuple[Sequence[int], Sequence[int]]  # places in A and in B that stand for the same
+
+
+def _pairs(
+    a: Sequence[Mapping[str, Any]], b: Sequence[Mapping[str, Any]]
+) -> tuple[list[Pair], list[int], list[int]]:
+    """Who belongs together, and who is left over in A and in B.
+
+    First those of equal keys, in their order; then one operator and the several that stand for the
+    same ONNX nodes together, as where one side runs two layers in one pass.
+    """
+    places: dict[Any, list[int]] = {}
+    for j, operator in enumerate(b):
+        places.setdefault(operator["key"], []).append(j)
+    pairs: list[Pair] = []
+    left_a = []
+    for i, operator in enumerate(a):
+        if matching := places.get(operator["key"]):
+            pairs.append(([i], [matching.pop(0)]))
+        else:
+            left_a.append(i)
+    left_b = sorted(j for rest in places.values() for j in rest)
+    for i in list(left_a):
+        if parts := _parts(a[i]["key"], b, left_b):
+            pairs.append(([i], parts))
+            left_a.remove(i)
+            left_b = [j for j in left_b if j not in parts]
+    for j in list(left_b):
+        if parts := _parts(b[j]["key"], a, left_a):
+            pairs.append((parts, [j]))
+            left_b.remove(j)
+            left_a = [i for i in left_a if i not in parts]
+    return pairs, left_a, left_b
+
+
+def _parts(
+    whole: Sequence[Any], operators: Sequence[Mapping[str, Any]], left: Sequence[int]
+) -> list[int]:
+    """Those left over that together stand for exactly the nodes in `whole`; [] when they do not."""
+    parts = [i for i in left if set(operators[i]["key"]) <= set(whole)]
+    return parts if {node for i in parts for node in operators[i]["key"]} == set(whole) else []
+
+
+def _head(
+    a: Sequence[Mapping[str, Any]],
+    mine: Sequence[int],
+    b: Sequence[Mapping[str, Any]],
+    theirs: Sequence[int],
+) -> Mapping[str, Any]:
+    """What names a pair: the one operator that stands for several of the other side, else A's."""
+    return b[theirs[0]] if len(mine) > len(theirs) else a[mine[0]]
 
 
 def run_in_turns(
