@@ -109,16 +109,23 @@ def _print(found: Report) -> None:
                 round(row["fewer_mult_adds"], 2),
                 round(row["less_time"], 2),
                 f"{row['kept']:.0%}",
+                round(row["conv_gflops"], 1),
+                round(row["separable_gflops"], 1),
             )
             for row in (block.row() for block in found.blocks)
         ]
-        columns = ("BLOCK", "CONV us", "SEPARABLE us", "FEWER MULT-ADDS", "LESS TIME", "KEPT")
+        columns = (
+            *("BLOCK", "CONV us", "SEPARABLE us", "FEWER MULT-ADDS", "LESS TIME", "KEPT"),
+            *("CONV GFLOP/s", "SEPARABLE GFLOP/s"),
+        )
         print_table(columns, blocks)
         whole = found.separable()
         assert whole is not None  # there are blocks
         sys.stdout.write(
             f"\nseparable convolutions need {whole['fewer_mult_adds']:.1f} times fewer Mult-Adds "
-            f"and take {whole['less_time']:.1f} times less time: {whole['kept']:.0%} is kept\n"
+            f"and take {whole['less_time']:.1f} times less time: {whole['kept']:.0%} is kept "
+            f"(full convolutions run at {whole['conv_gflops']:.0f} GFLOP/s here, separable ones at "
+            f"{whole['separable_gflops']:.0f})\n"
         )
     for note in found.notes:
         sys.stdout.write(f"note: {note}\n")

@@ -136,11 +136,12 @@ class Report:
         }
 
     def separable(self) -> dict[str, float] | None:
-        """All blocks together: how much less work, how much less time, and the quotient."""
+        """All blocks together: less work, less time, their quotient, and the rates of both."""
         if not self.blocks:
             return None
         row = total(self.blocks).row()
-        return {key: row[key] for key in ("fewer_mult_adds", "less_time", "kept")}
+        told = ("fewer_mult_adds", "less_time", "kept", "conv_gflops", "separable_gflops")
+        return {key: row[key] for key in told}
 
 
 def sizes(quick: bool = False) -> list[tuple[str, float, int]]:

@@ -30,7 +30,11 @@ class Block:
     separable_us: float
 
     def row(self) -> dict[str, Any]:
-        """Flat; `kept` is the part of the saved work that became saved time, as a ratio."""
+        """Flat; `kept` is the part of the saved work that became saved time, as a ratio.
+
+        It is above 1 where full convolutions run further from the machine's limit than separable
+        ones do: `conv_gflops` and `separable_gflops` tell.
+        """
         work = self.conv_mult_adds / self.separable_mult_adds
         time = self.conv_us / self.separable_us
         return {
@@ -42,6 +46,8 @@ class Block:
             "fewer_mult_adds": work,
             "less_time": time,
             "kept": time / work,
+            "conv_gflops": 2 * self.conv_mult_adds / self.conv_us / 1e3,
+            "separable_gflops": 2 * self.separable_mult_adds / self.separable_us / 1e3,
         }
 
 

@@ -16,7 +16,7 @@ function head() {
   ];
   if (data.separable) {
     entries.push([`${number(data.separable.fewer_mult_adds, 1)} ×`, "fewer Mult-Adds by separable convolutions"]);
-    entries.push([`${number(data.separable.less_time, 1)} ×`, `less time: ${percent(data.separable.kept, 0)} of it is kept`]);
+    entries.push([`${number(data.separable.less_time, 1)} ×`, `less time: ${percent(data.separable.kept, 0)} of it is kept (full ${number(data.separable.conv_gflops, 0)} GFLOP/s, separable ${number(data.separable.separable_gflops, 0)})`]);
   }
   for (const [value, label] of entries) {
     $("cards").append(element("div", { className: "card" }, element("b", { textContent: value }), element("span", { textContent: label })));
@@ -62,7 +62,7 @@ function blocksChart() {
   if (!data.blocks.length) return;
   const bar = (name, key, color) => ({ type: "bar", name, x: data.blocks.map((row) => row.block), y: data.blocks.map((row) => row[key]), marker: { color },
     text: data.blocks.map((row) => number(row[key], 1)), textposition: narrow() ? "none" : "outside", cliponaxis: false,
-    hovertemplate: data.blocks.map((row) => `${row.block}: ${number(row.fewer_mult_adds, 1)} × fewer Mult-Adds, ${number(row.less_time, 1)} × less time<br>${micro(row.conv_us)} as full convolution, ${micro(row.separable_us)} separable<extra></extra>`) });
+    hovertemplate: data.blocks.map((row) => `${row.block}: ${number(row.fewer_mult_adds, 1)} × fewer Mult-Adds, ${number(row.less_time, 1)} × less time<br>${micro(row.conv_us)} as full convolution (${number(row.conv_gflops, 0)} GFLOP/s), ${micro(row.separable_us)} separable (${number(row.separable_gflops, 0)})<extra></extra>`) });
   Plotly.react("blocks", [bar("times fewer Mult-Adds", "fewer_mult_adds", "#56b4e9"), bar("times less time", "less_time", "#d55e00")], layout({
     barmode: "group", height: 380, margin: { l: 8, r: 8, t: 40, b: 60 }, yaxis: { title: { text: "times" } }, xaxis: { tickangle: narrow() ? -90 : 0 },
   }), CONFIG);
