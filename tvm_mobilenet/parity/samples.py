@@ -101,7 +101,7 @@ def load_samples(
                 )
                 for number in range(count)
             ]
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise InputError(f"{path}: not the samples of a bundle ({error})") from error
 
 

@@ -92,7 +92,7 @@ def read(directory: Path) -> Manifest:
             batches=tuple(map(int, document["batches"])),
             document=document,
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
         raise InputError(f"{path}: not a valid manifest ({error!r}); build the bundle again") from (
             error
         )
@@ -126,7 +126,7 @@ def variants(directory: Path) -> tuple[Variant, ...]:
             )
             for entry in document.get("variants", ())
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
         raise InputError(f"{path}: not a valid manifest ({error!r}); build the bundle again") from (
             error
         )
@@ -165,7 +165,7 @@ def is_bundle(directory: Path) -> bool:
     """Whether the directory has a bundle's manifest, of whatever version and state."""
     try:
         document = json.loads((directory / NAME).read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
     return isinstance(document, dict) and document.get("format") == FORMAT
 
@@ -224,7 +224,7 @@ def _document(directory: Path) -> dict[str, Any]:
     try:
         text = path.read_bytes().decode()
         document = json.loads(text)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: cannot be read ({error}); build the bundle again") from error
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise InputError(f"{path}: not the manifest of a tvm-mobilenet bundle")
@@ -252,7 +252,7 @@ def _tensor(entry: Mapping[str, Any]) -> Tensor:
 def _inside(name: str, manifest: Path) -> str:
     """The file's name, if it stays within the bundle."""
     parts = name.split("/")
-    if "\\" in name or ":" in parts[0] or any(part in ("", ".", "..") for part in parts):
+    if any(c in name for c in "\\\0") or ":" in parts[0] or {"", ".", ".."} & set(parts):
         raise InputError(f"{manifest}: file name {name!r} leads out of the bundle")
     return name
 

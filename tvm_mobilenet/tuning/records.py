@@ -31,6 +31,8 @@ from tvm_mobilenet.schedules.spec import Spec, to_json
 from tvm_mobilenet.tuning.store import (
     PLACEHOLDER_SECONDS,
     SCHEMA_VERSION,
+    UNREADABLE,
+    check_types,
     locked_directory,
     os_errors_named,
     write_atomically,
@@ -164,7 +166,7 @@ def read_records(path: Path) -> list[Record]:
     for number, line in enumerate(lines, 1):
         try:
             records.append(_parsed(line))
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except UNREADABLE as error:
             reason = " ".join(str(error).split())[:120]
             raise InputError(
                 f"{path}: line {number} is not a record ({reason}); remove the line or the file"
@@ -265,6 +267,10 @@ def _parsed(line: str) -> Record:
             "in_network": None if inside is None else InNetwork(**inside),
         }
     )
+    for part in (record, record.setting, *([record.in_network] if record.in_network else [])):
+        check_types(part)
+    if min(record.setting.l2_kib, record.setting.threads) < 1:
+        raise ValueError("its setting has no cache or no threads")
     if not (0 < record.seconds < PLACEHOLDER_SECONDS and record.baseline_seconds > 0):
         raise ValueError(f"{record.seconds} s is not a time")
     return record

@@ -14,7 +14,7 @@ import fcntl
 import json
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ from tvm_mobilenet.errors import InputError
 
 SCHEMA_VERSION = 1
 MEASURED = "measured.jsonl"
+# what reading one line of JSON that is something else may raise
+UNREADABLE = (ValueError, TypeError, KeyError, AttributeError, RecursionError)
 PLACEHOLDER_SECONDS = 1e9  # MetaSchedule writes 1e10 s for a candidate that failed
 
 
@@ -68,7 +70,7 @@ class MeasuredLog:
         for number, line in enumerate(data.split(b"\n")[:-1], 1):
             try:
                 entries.append(_parsed(line))
-            except (ValueError, TypeError, KeyError, AttributeError) as error:
+            except UNREADABLE as error:
                 reason = " ".join(str(error).split())[:120]
                 damaged.append(f"{self.path}: line {number} is not a measurement: {reason}")
         return entries, damaged
@@ -190,7 +192,7 @@ def _end_of_last_line(descriptor: int) -> int:
 def _is_measurement(line: bytes) -> bool:
     try:
         _parsed(line)
-    except (ValueError, TypeError, KeyError, AttributeError):
+    except UNREADABLE:
         return False
     return True
 
@@ -201,6 +203,16 @@ def _parsed(line: bytes) -> Measured:
         raise ValueError("another schema version")
     spread = data.pop("spread")
     entry = Measured(**data, spread=None if spread is None else tuple(spread))
+    check_types(entry)
     if entry.seconds is not None and not 0 < entry.seconds < PLACEHOLDER_SECONDS:
         raise ValueError(f"{entry.seconds} is not a time")
     return entry
+
+
+def check_types(entry: Any) -> None:
+    """ValueError when a field that is a string or whole number by its declaration is none."""
+    for field in fields(entry):
+        value = getattr(entry, field.name)
+        wanted = {"str": str, "int": int}.get(str(field.type))
+        if wanted is not None and type(value) is not wanted:
+            raise ValueError(f"{field.name} is {value!r}, which is not {wanted.__name__}")
