@@ -6,10 +6,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint clean
+.PHONY: help setup demo test test-gpu lint clean
 
 help: ## what there is to make
-	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
 
 demo: setup ## MobileNetV1 from PyTorch to a verified bundle on this machine, with photographs
 	@$(BIN)/python -m tvm_mobilenet.demo
@@ -17,6 +17,10 @@ demo: setup ## MobileNetV1 from PyTorch to a verified bundle on this machine, wi
 test: lint ## lint, types and every test
 	@echo "== tests"
 	@$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
+
+test-gpu: setup ## on a machine with a GPU: proof, kernels against its limits, tuning, PyTorch
+	@$(BIN)/python -m pytest -m cuda
+	@$(BIN)/python benchmarks/gpu.py run --output gpu-results
 
 lint: setup ## ruff and mypy
 	@echo "== ruff"

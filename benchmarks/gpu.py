@@ -1,8 +1,8 @@
 """Everything that needs a GPU, in one command, for a machine with Python, a driver and PyTorch.
 
-    python benchmarks/gpu.py pack gpu.tar.xz --python 3.12   # where there is a network: what to carry
-    python benchmarks/gpu.py run --carried gpu.tar.xz -o out # on the GPU machine
-    python benchmarks/gpu.py check                           # what a GPU is not needed for
+    python benchmarks/gpu.py pack gpu.tar.xz --python 3.12    # with a network: what to carry
+    python benchmarks/gpu.py run --carried gpu.tar.xz -o out  # on the GPU machine
+    python benchmarks/gpu.py check                            # what needs no GPU
 
 `run` proves every model on the GPU, holds the CUDA graph against single launches, times each kernel
 against the GPU's limits, searches knobs, and times whole networks against PyTorch (eager in
@@ -19,9 +19,7 @@ import datetime
 import importlib.util
 import json
 import random
-import subprocess
 import sys
-import tarfile
 import tempfile
 import time
 import traceback
@@ -29,7 +27,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+from gpu_carried import ROOT, pack, unpack
+
 MODELS = {
     "V1 1.0/224": ("mobilenet_v1", {}),
     "V1 0.25/128": ("mobilenet_v1", {"alpha": 0.25, "resolution": 128}),
@@ -39,7 +38,6 @@ MODELS = {
 BATCHES = (1, 8, 32, 128)
 PRECISIONS = ("float32", "tf32", "float16")
 NEEDED = ("tvm", "tvm_ffi", "torch", "numpy", "onnx", "onnxscript", "onnx_ir", "safetensors")
-NOT_CARRIED = ("3rdparty", "__pycache__", "include", "cmake", "web")
 Step = Callable[[], dict[str, Any]]
 
 
@@ -63,7 +61,8 @@ class Results:
             entry = {"state": "done", **step()}
         except Exception as error:
             traceback.print_exc()
-            entry = {"state": "failed", "error": " ".join(f"{type(error).__name__}: {error}".split())}
+            told = " ".join(f"{type(error).__name__}: {error}".split())
+            entry = {"state": "failed", "error": told}
         entry["seconds"] = round(time.perf_counter() - start, 1)
         entry["date"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         self.document["steps"][name] = entry
@@ -100,7 +99,7 @@ def network(
 
 
 def prove(model: str, precision: str, target: Any) -> dict[str, Any]:
-    """Parity on the GPU, and the CUDA graph's outputs against those of single launches, bit by bit."""
+    """Parity on the GPU; and the CUDA graph's outputs are those of single launches, to the bit."""
     import numpy as np
 
     from tvm_mobilenet.parity import judge, samples
@@ -117,6 +116,8 @@ def prove(model: str, precision: str, target: Any) -> dict[str, Any]:
             )
     with_graph, without = outputs
     report = judge(with_graph[: len(references)], references)
+    if not report.passed:
+        raise AssertionError(report.summary())
     same = all(
         np.array_equal(a[name], b[name], equal_nan=True)
         for a, b in zip(with_graph, without, strict=True)
@@ -124,7 +125,7 @@ def prove(model: str, precision: str, target: Any) -> dict[str, Any]:
     )
     if not same:
         raise AssertionError("a CUDA graph changes the outputs")
-    return {"passed": report.passed, "summary": report.summary(), "graph_equals_launches": same}
+    return {"summary": report.summary(), "graph_equals_launches": same}
 
 
 def compare(model: str, batch: int, precision: str, target: Any) -> dict[str, Any]:
@@ -137,7 +138,7 @@ def compare(model: str, batch: int, precision: str, target: Any) -> dict[str, An
         shape = imported.inputs[0].shape
         x = np.random.default_rng(0).standard_normal(shape).astype(imported.inputs[0].dtype)
         ours = module.enqueuer(x)
-        calls = {"ours": ours, **pytorch(model, batch, precision)}
+        calls = {"ours": ours, **pytorch(model, shape, precision)}
         timings = gpu.interleaved(calls)
         single = {name: gpu.latency(call) for name, call in calls.items()}
         launches = [dataclasses.asdict(launch) for launch in code.launches]
@@ -152,14 +153,14 @@ def compare(model: str, batch: int, precision: str, target: Any) -> dict[str, An
     }
 
 
-def pytorch(model: str, batch: int, precision: str) -> dict[str, Callable[[], Any]]:
+def pytorch(model: str, shape: tuple[int, ...], precision: str) -> dict[str, Callable[[], Any]]:
     """PyTorch eager in channels_last, that under a CUDA graph, and torch.compile."""
     import torch
 
-    from tvm_mobilenet.frontend.export import pytorch_model
+    from tvm_mobilenet.models import create
 
     name, options = MODELS[model]
-    module, shape = pytorch_model(name, batch=batch, **options)
+    module = create(name, **options)
     kind = torch.float16 if precision == "float16" else torch.float32
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
     torch.backends.cudnn.benchmark = True
@@ -193,6 +194,7 @@ def tune(model: str, batch: int, target: Any, trials: int, logs: Path) -> dict[s
     import tvm
 
     from tvm_mobilenet.compiler_pass.schedule_operators import spec_of
+    from tvm_mobilenet.errors import InputError
     from tvm_mobilenet.runtime.cuda import compiling
     from tvm_mobilenet.schedules.base import fingerprint, rules_for, scheduled
     from tvm_mobilenet.schedules.spec import to_json
@@ -220,7 +222,7 @@ def tune(model: str, batch: int, target: Any, trials: int, logs: Path) -> dict[s
         times = {}
         for knobs in choice.sample(space, min(trials, len(space))):
             function = scheduled(rule, spec, knobs, "tuned").function
-            with contextlib.suppress(tvm.error.TVMError, RuntimeError):  # too many resources
+            with contextlib.suppress(RuntimeError, InputError):  # more than the GPU has
                 times[knobs] = seconds(function)
         before = seconds(base)
         if not times:
@@ -272,8 +274,8 @@ def markdown(document: dict[str, Any]) -> str:
         lines.append(f"| {name} | {entry['state']}: {told} | {entry['date']} |")
     for name, entry in steps.items():
         if "kernels" in entry:
-            lines += ["", f"## Kernels, {name}", "", "| kernel | launches | us | FLOPs | bandwidth |"]
-            lines += ["|---|---|---|---|---|"]
+            lines += ["", f"## Kernels, {name}", ""]
+            lines += ["| kernel | launches | us | FLOPs | bandwidth |", "|---|---|---|---|---|"]
             lines += [
                 f"| {k['kernel']} | {k['launches']} | {k['mean_us']:.2f} | "
                 f"{_percent(k['flops_share'])} | {_percent(k['bandwidth_share'])} |"
@@ -284,7 +286,8 @@ def markdown(document: dict[str, Any]) -> str:
 
 def _headline(entry: dict[str, Any]) -> str:
     if "back_to_back" not in entry:
-        return ", ".join(f"{k} {v}" for k, v in entry.items() if isinstance(v, int | float | str))
+        shown = {k: v for k, v in entry.items() if k in ("operators", "records")}
+        return ", ".join(f"{value} {name}" for name, value in shown.items())
     times = ", ".join(f"{name} {t['p50_us']:.1f} us" for name, t in entry["back_to_back"].items())
     return f"{times}; {entry['speed_up_over_best_pytorch']:.2f} times the best of PyTorch"
 
@@ -346,19 +349,18 @@ def versions() -> str:
 
 def check(args: argparse.Namespace) -> int:
     """What is missing here, and one network through everything that a GPU is not needed for."""
+    if args.carried:
+        unpack(args.carried)
     sys.path.insert(0, str(ROOT))
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     from tvm_mobilenet import frontend, targets
     from tvm_mobilenet.compiler_pass.pipeline import compile_model
     from tvm_mobilenet.deploy import cuda
-    from tvm_mobilenet.frontend.export import pytorch_model
     from tvm_mobilenet.runtime import cuda as runtime_cuda
 
     target = targets.load(args.target or "cuda-sm90")
     name, options = MODELS["V1 0.25/128"]
     imported = frontend.load_model(name, **options)
-    _, shape = pytorch_model(name, batch=1, **options)
-    assert tuple(shape) == tuple(imported.inputs[0].shape)
     with cuda.source_only(target):
         compiled = compile_model(imported, target)
     code = cuda.assemble(compiled, (target.gpu.arch,), progress=print_error)
@@ -375,24 +377,42 @@ def check(args: argparse.Namespace) -> int:
     return 4 if missing else 0
 
 
-def pack(args: argparse.Namespace) -> int:
-    """TVM with its compiler, tvm_ffi for that Python, and this package, in one file."""
-    import tvm
+def names(text: str) -> list[str]:
+    """argparse type: names with commas between them."""
+    return [part.strip() for part in text.split(",")]
 
-    place = Path(tvm.__file__).parent
-    release = importlib.metadata.version("apache-tvm-ffi")
-    with tempfile.TemporaryDirectory() as folder, tarfile.open(args.file, "w:xz", preset=9) as out:
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "-d", folder]
-        command += ["--only-binary=:all:", "--python-version", args.python]
-        for glibc in ("2_28", "2_27", "2_24", "2_17"):
-            command += ["--platform", f"manylinux_{glibc}_x86_64"]
-        subprocess.run([*command, f"apache-tvm-ffi=={release}", *args.extra], check=True)
-        for wheel in sorted(Path(folder).glob("*.whl")):
-            out.add(wheel, f"wheels/{wheel.name}")
-        for source, name in ((place, "tvm"), (ROOT / "tvm_mobilenet", "tvm_mobilenet")):
-            for path in sorted(source.rglob("*", recurse_symlinks=True) if sys.version_info >= (3, 13) else _walk(source)):
-                inside = path.relative_to(source)
-                if path.is_file() and not set(inside.parts) & set(NOT_CARRIED):
-                    out.add(path.resolve(), f"site/{name}/{inside}")
-    sys.stdout.write(f"{args.file}: {args.file.stat().st_size / 2**20:.1f} MiB\n")
-    return 0
+
+def main(argv: list[str] | None = None) -> int:
+    """Parse and run one of the three commands."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    packer = commands.add_parser("pack", help="put what a GPU machine lacks into one file")
+    packer.add_argument("file", type=Path, metavar="FILE")
+    packer.add_argument("--python", default="3.12", metavar="X.Y", help="of the GPU machine")
+    packer.add_argument(
+        "--extra", action="append", default=[], metavar="NAME==VERSION", help="one more package"
+    )
+    for name, text in (("run", "prove, time and tune"), ("check", "all but what needs a GPU")):
+        command = commands.add_parser(name, help=text)
+        command.add_argument("-o", "--output", type=Path, default=Path("gpu-results"))
+        command.add_argument("--carried", type=Path, metavar="FILE", help="what `pack` wrote")
+        command.add_argument("--target", help="default: cuda-sm of the GPU that is here")
+        command.add_argument("--models", type=names, default=list(MODELS))
+        command.add_argument(
+            "--batches", type=lambda t: [int(n) for n in names(t)], default=BATCHES
+        )
+        command.add_argument("--precisions", type=names, default=list(PRECISIONS))
+        command.add_argument("--trials", type=int, default=24, help="knobs an operator")
+        command.add_argument(
+            "--limit", type=float, metavar="SECONDS", help="start no step after it"
+        )
+    args = parser.parse_args(argv)
+    return (
+        pack(args.file, args.python, args.extra)
+        if args.command == "pack"
+        else {"run": run, "check": check}[args.command](args)
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

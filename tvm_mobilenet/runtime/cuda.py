@@ -95,7 +95,7 @@ class CudaModule(library.Module):
         Raises InputError and MissingToolError as `compute_capability` and `machine_code` do.
         """
         code = machine_code(directory, compute_capability())
-        with _answering(code):
+        with _answering(lambda source: code):
             super().__init__(path, digest)
         function = self._ffi.get_global_func
         self._allocate = function("runtime.TVMTensorAllocWithScope")
@@ -147,12 +147,19 @@ class CudaModule(library.Module):
 
 
 @contextmanager
-def _answering(code: bytes) -> Iterator[None]:
-    """TVM's question for machine code is answered with this; an older answer comes back after."""
+def compiling(arch: str) -> Iterator[None]:
+    """TVM's question for machine code is answered by NVRTC, for that architecture."""
+    with _answering(lambda source: nvrtc.compile_source(source, arch).code):
+        yield
+
+
+@contextmanager
+def _answering(answer: Callable[[str], bytes]) -> Iterator[None]:
+    """TVM's question for machine code gets this answer; an older one comes back after."""
     ffi = library.tvm_ffi()
     with _lock:
         earlier = ffi.get_global_func(_CALLBACK, allow_missing=True)
-        ffi.register_global_func(_CALLBACK, lambda source: code, override=True)
+        ffi.register_global_func(_CALLBACK, lambda source: answer(str(source)), override=True)
         try:
             yield
         finally:

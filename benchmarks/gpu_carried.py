@@ -1,0 +1,71 @@
+"""What a GPU machine without a network lacks, in one file: see gpu.py."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import io
+import os
+import subprocess
+import sys
+import tarfile
+import tempfile
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+NOT_CARRIED = ("3rdparty", "__pycache__", "include", "cmake", "web")
+
+
+def pack(file: Path, python: str, extra: Sequence[str]) -> int:
+    """TVM with its compiler, tvm_ffi for that Python, and this package, in one file."""
+    import tvm
+
+    sources = {"tvm": Path(tvm.__file__).parent, "tvm_mobilenet": ROOT / "tvm_mobilenet"}
+    if file.exists():
+        sys.stderr.write(f"{file}: exists; name another file\n")
+        return 3
+    with tempfile.TemporaryDirectory() as folder:
+        release = importlib.metadata.version("apache-tvm-ffi")
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "-d", folder]
+        command += ["--only-binary=:all:", "--python-version", python]
+        for glibc in ("2_28", "2_27", "2_24", "2_17"):
+            command += ["--platform", f"manylinux_{glibc}_x86_64"]
+        subprocess.run([*command, f"apache-tvm-ffi=={release}", *extra], check=True)
+        with tarfile.open(file, "w:xz", preset=9) as out:
+            for wheel in sorted(Path(folder).glob("*.whl")):
+                out.add(wheel, f"wheels/{wheel.name}")
+            for name, source in sources.items():
+                for path in files_of(source):
+                    out.add(path.resolve(), f"site/{name}/{path.relative_to(source)}")
+            for name in ("apache-tvm", "tvm-mobilenet"):
+                text = importlib.metadata.distribution(name).read_text("METADATA") or ""
+                place = f"{name.replace('-', '_')}-{importlib.metadata.version(name)}.dist-info"
+                entry = tarfile.TarInfo(f"site/{place}/METADATA")
+                entry.size = len(text.encode())
+                out.addfile(entry, io.BytesIO(text.encode()))
+    sys.stdout.write(f"{file}: {file.stat().st_size / 2**20:.1f} MiB\n")
+    return 0
+
+
+def files_of(source: Path) -> list[Path]:
+    """The files of a package, those behind links to directories too, without what is not needed."""
+    found = []
+    for folder, directories, names in os.walk(source, followlinks=True):
+        directories[:] = [name for name in directories if name not in NOT_CARRIED]
+        found += [Path(folder) / name for name in names]
+    return sorted(found)
+
+
+def unpack(carried: Path) -> None:
+    """Make what was packed importable; the folder beside the file is used again."""
+    place = carried.with_name(f"{carried.name}.unpacked")
+    if not place.is_dir():
+        with tempfile.TemporaryDirectory(dir=carried.parent) as folder:
+            with tarfile.open(carried) as archive:
+                archive.extractall(folder, filter="data")
+            for wheel in sorted(Path(folder, "wheels").glob("*.whl")):
+                with zipfile.ZipFile(wheel) as archive:
+                    archive.extractall(Path(folder, "site"))
+            Path(folder, "site").rename(place)
+    sys.path.insert(0, str(place))

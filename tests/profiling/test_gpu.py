@@ -1,0 +1,132 @@
+"""The GPU benchmark, as far as it goes without a GPU: turns, limits, what is kept, a dry run."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import pytest
+import torch
+
+from tvm_mobilenet import targets
+from tvm_mobilenet.errors import NothingMeasuredError
+from tvm_mobilenet.profiling import gpu
+
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "gpu.py"
+
+
+class Event:
+    """A CUDA event by the CPU's clock."""
+
+    def __init__(self, enable_timing: bool) -> None:
+        assert enable_timing
+
+    def record(self) -> None:
+        self.at = time.perf_counter()
+
+    def synchronize(self) -> None:
+        pass
+
+    def elapsed_time(self, end: Event) -> float:
+        return 1e3 * (end.at - self.at)
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    spec = importlib.util.spec_from_file_location("benchmarks_gpu", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_contestants_take_turns_in_blocks_of_equal_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    order: list[str] = []
+
+    def call(name: str, seconds: float):
+        def run() -> None:
+            order.append(name)
+            time.sleep(seconds)
+
+        return run
+
+    calls = {"slow": call("slow", 2e-3), "fast": call("fast", 5e-4)}
+    timings = gpu.interleaved(calls, blocks=4, block_ms=4.0)
+    assert timings["slow"].p50_us >= 2000 and timings["fast"].p50_us >= 500
+    assert timings["fast"].calls > timings["slow"].calls >= 1
+    turns = [n for i, n in enumerate(order[40:]) if i == 0 or order[40 + i - 1] != n]
+    assert turns == 4 * ["slow", "fast"]
+
+
+def test_kernels_are_held_against_the_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Profiler:
+        def __init__(self, activities: object) -> None: ...
+        def __enter__(self) -> Profiler:
+            return self
+
+        def __exit__(self, *error: object) -> None: ...
+        def key_averages(self) -> list[SimpleNamespace]:
+            return [SimpleNamespace(key="a_kernel", count=50, device_time_total=500.0)]
+
+    monkeypatch.setattr(torch.profiler, "profile", Profiler)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    device = targets.load("cuda-sm90").gpu
+    launches = [{"kernel": "a_kernel", "operator": 0}]
+    operator = SimpleNamespace(mult_adds=66_908_160, bytes=4_800_000)  # 2 us and 1 us at the limits
+    (found,) = gpu.kernel_times(lambda: None, launches, [operator], device, "float32")
+    assert (found.mean_us, found.launches) == (10.0, 1)
+    assert found.flops_share == pytest.approx(0.2, rel=1e-3)
+    assert found.bandwidth_share == pytest.approx(0.1)
+    assert found.least_us == pytest.approx(2.0, rel=1e-3)
+    with pytest.raises(NothingMeasuredError):
+        gpu.kernel_times(lambda: None, [{"kernel": "b", "operator": 0}], [operator], device, "tf32")
+
+
+def test_a_failed_step_is_told_and_tried_again_others_are_kept(script, tmp_path: Path) -> None:
+    done: list[str] = []
+
+    def fail() -> dict[str, object]:
+        done.append("fail")
+        raise ValueError("no such thing")
+
+    def work() -> dict[str, object]:
+        done.append("work")
+        return {"summary": "it is right"}
+
+    for _ in range(2):
+        results = script.Results(tmp_path)
+        results.do("first", fail)
+        results.do("second", work)
+    assert done == ["fail", "work", "fail"]
+    document = json.loads((tmp_path / "gpu.json").read_text())
+    assert document["steps"]["first"]["error"] == "ValueError: no such thing"
+    text = (tmp_path / "gpu.md").read_text()
+    assert "nothing was measured" in text and "| second | done: it is right |" in text
+
+
+def test_only_what_is_needed_is_carried_and_nothing_overwritten(script, tmp_path: Path) -> None:
+    import gpu_carried
+
+    package = tmp_path / "tvm"
+    (package / "include").mkdir(parents=True)
+    (package / "__init__.py").write_text("carried = True")
+    (package / "include" / "left_behind.h").write_text("")
+    assert [path.name for path in gpu_carried.files_of(package)] == ["__init__.py"]
+    there = tmp_path / "there.tar.xz"
+    there.write_text("mine")
+    assert gpu_carried.pack(there, "3.12", []) == 3 and there.read_text() == "mine"
+
+
+@pytest.mark.slow
+def test_dry_run_without_a_gpu() -> None:
+    command = [sys.executable, str(SCRIPT), "check", "--models", "V1 0.25/128", "--batches", "1,8"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    document = json.loads(done.stdout)
+    assert document["missing"] == [] and document["launches"] >= 10
+    assert len(document["steps"]) == 3 + 2 * 3 + 1
