@@ -82,6 +82,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="with --per-layer: draw how errors grow through the network (.png or .svg)",
     )
     parser.add_argument(
+        "--bisect",
+        type=Path,
+        metavar="DIR",
+        help="when parity fails: find the operator and the compiler's phase that break it, and "
+        "write a minimal repro to DIR",
+    )
+    parser.add_argument(
         "--self-test",
         action="store_true",
         help="judge the tool: plant seven known faults into builds of MODEL (default: MobileNetV1 "
@@ -114,6 +121,10 @@ def run(args: argparse.Namespace) -> int:
         if not args.per_layer:
             raise UsageError("--plot shows what --per-layer finds: give both")
         check(args.plot)
+    if args.bisect is not None:
+        from tvm_mobilenet.parity.repro import check_directory
+
+        check_directory(args.bisect)
     report = api.validate(
         args.subject,
         target=args.target,
@@ -123,7 +134,7 @@ def run(args: argparse.Namespace) -> int:
         count=args.samples,
         images=args.image,
         adversarial=args.adversarial,
-        layers=args.per_layer,
+        layers=args.per_layer or args.bisect is not None,
         threads=args.threads,
         progress=args.console.info,
         **model_options(args),
@@ -140,8 +151,35 @@ def run(args: argparse.Namespace) -> int:
     if not report.checked:
         raise InputError(f"{args.subject}: {report.summary()}")
     if not report.passed:
-        raise ParityError(f"{args.subject}: {report.summary()}")
+        found = "" if args.bisect is None else f"; {_bisect(args, report)}"
+        raise ParityError(f"{args.subject}: {report.summary()}{found}")
+    if args.bisect is not None:
+        args.console.info("parity passed: there is nothing to bisect")
     return 0
+
+
+def _bisect(args: argparse.Namespace, report: ParityReport) -> str:
+    """The finding in a line, with where its repro lies."""
+    from tvm_mobilenet import frontend, targets
+    from tvm_mobilenet.parity.bisect import bisect
+    from tvm_mobilenet.parity.repro import write_repro
+    from tvm_mobilenet.runtime import manifest
+    from tvm_mobilenet.tuning.records import applicable
+
+    layers = report.layers
+    if layers is None or layers.passed:
+        return "no operator is at fault: the entry that was traced is right"
+    name = args.target
+    if Path(args.subject).is_dir():
+        name = manifest.read(Path(args.subject)).document["target"]["name"]
+    target = targets.load(name)
+    imported = frontend.load_model(
+        args.against or args.subject, exporter=args.exporter, **model_options(args)
+    )
+    records = applicable(target, args.threads or target.cores)
+    finding = bisect(imported, target, layers, records=records, progress=args.console.info)
+    path = write_repro(finding, target, args.bisect, model=imported.name, records=records)
+    return f"{finding.summary()}; see {path}/README.md"
 
 
 def _self_test(args: argparse.Namespace) -> int:
@@ -149,7 +187,7 @@ def _self_test(args: argparse.Namespace) -> int:
     from tvm_mobilenet.errors import ParityError, UsageError
     from tvm_mobilenet.parity.self_test import self_test
 
-    others = ("against", "image", "adversarial", "per_layer", "plot")
+    others = ("against", "image", "adversarial", "per_layer", "bisect", "plot")
     if given := [name for name in others if getattr(args, name)]:
         raise UsageError(f"--{given[0].replace('_', '-')} has no place in --self-test")
     options = model_options(args)

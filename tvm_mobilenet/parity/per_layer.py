@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from tvm_mobilenet.errors import InputError
@@ -22,6 +22,7 @@ from tvm_mobilenet.parity.layout import from_blocked, to_blocked
 
 if TYPE_CHECKING:
     import numpy as np
+    import onnx
 
     from tvm_mobilenet.frontend import ImportedModel
 
@@ -81,7 +82,12 @@ class PerLayerReport:
     """Every operator in the order of execution, over all samples."""
 
     operators: tuple[OperatorParity, ...]
-    samples: int
+    inputs: Sequence[Mapping[str, np.ndarray]] = field(repr=False, compare=False)
+
+    @property
+    def samples(self) -> int:
+        """How many inputs it was judged on."""
+        return len(self.inputs)
 
     @property
     def at_fault(self) -> tuple[OperatorParity, ...]:
@@ -155,7 +161,7 @@ def per_layer(
         if row.propagated is not None and row.propagated.torch_relative_l2 > worst_error:
             worst, worst_error = row.tensor, row.propagated.torch_relative_l2
         judged.append(row)
-    return PerLayerReport(tuple(judged), len(inputs))
+    return PerLayerReport(tuple(judged), inputs)
 
 
 class Reference:
@@ -197,6 +203,36 @@ class Reference:
         if name in before:  # a change of layout
             return known[name].astype("float64")
         return self._evaluate({other: known[other] for other in before}, {name}, True)[name]
+
+    def model_of(self, index: int, known: Mapping[str, np.ndarray]) -> onnx.ModelProto:
+        """Operator `index` as an ONNX model of its own, from the tensors before it that it reads.
+
+        Raises InputError for one that only changes the layout of a tensor.
+        """
+        from onnx import TensorProto, helper
+
+        module = next(iter(self._modules.values()))
+        name = self.tensors[index]
+        nodes = module.nodes_between(self.before(index), [name])
+        if not nodes:
+            raise InputError(f"operator {index} only changes the layout of '{name}'")
+        read = {value for node in nodes for value in node.input}
+        made = {value for node in nodes for value in node.output}
+        inputs = sorted((read - made) & self.before(index))
+        graph = helper.make_graph(
+            nodes,
+            "operator",
+            [
+                helper.make_tensor_value_info(value, TensorProto.FLOAT, known[value].shape)
+                for value in inputs
+            ],
+            [helper.make_tensor_value_info(name, TensorProto.FLOAT, None)],
+            [tensor for tensor in module.initializers if tensor.name in read],
+        )
+        opset = helper.make_opsetid("", module.opset)
+        return helper.make_model(
+            graph, opset_imports=[opset], ir_version=self.imported.onnx.ir_version
+        )
 
     def before(self, index: int) -> set[str]:
         """The tensors that exist before operator `index` runs."""

@@ -118,6 +118,7 @@ class OnnxInTorch(nn.Module):
             entry.name for entry in model.graph.input if entry.name not in self._buffer_of
         ]
         self.output_names = [entry.name for entry in model.graph.output]
+        self.initializers = list(model.graph.initializer)
         self._nodes = list(model.graph.node)
         for number, node in enumerate(self._nodes):
             if node.domain not in ("", "ai.onnx") or node.op_type not in _OPERATORS:
