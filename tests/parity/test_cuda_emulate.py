@@ -246,6 +246,73 @@ def test_a_mistake_names_the_line_of_the_source(emulator):
     assert issubclass(KernelError, ParityError)  # the command line's exit code
 
 
+TENSOR_CORES = r"""
+using namespace nvcuda;
+extern "C" __global__ void halves(half* a, half* b, float* c) {
+  __shared__ half s[256];
+  wmma::fragment<wmma::matrix_a, 16, 16, 16, half, wmma::row_major> left;
+  wmma::fragment<wmma::matrix_b, 16, 16, 16, half, wmma::col_major> right;
+  wmma::fragment<wmma::accumulator, 16, 16, 16, float> sums;
+  for (int i = threadIdx.x; i < 256; i += 32) s[i] = a[i];
+  __syncthreads();
+  wmma::fill_fragment(sums, 0.5f);
+  wmma::load_matrix_sync(left, s, 16);
+  wmma::load_matrix_sync(right, b, 16);
+  wmma::mma_sync(sums, left, right, sums);
+  wmma::store_matrix_sync(c, sums, 16, wmma::mem_row_major);
+}
+extern "C" __global__ void tf32(float* a, float* b, float* c) {
+  wmma::fragment<wmma::matrix_a, 16, 16, 8, wmma::precision::tf32, wmma::row_major> left;
+  wmma::fragment<wmma::matrix_b, 16, 16, 8, wmma::precision::tf32, wmma::row_major> right;
+  wmma::fragment<wmma::accumulator, 16, 16, 8, float> sums;
+  wmma::fill_fragment(sums, 0.0f);
+  for (int k = 0; k < 16; k += 8) {
+    wmma::load_matrix_sync(left, a + k, 16);
+    wmma::load_matrix_sync(right, b + k * 16, 16);
+    for (auto& x : left.x) x = wmma::__float_to_tf32(x);
+    for (auto& x : right.x) x = wmma::__float_to_tf32(x);
+    wmma::mma_sync(sums, left, right, sums);
+  }
+  wmma::store_matrix_sync(c, sums, 16, wmma::mem_col_major);
+}
+extern "C" __global__ void beyond(half* a, half* b, float* c) {
+  wmma::fragment<wmma::matrix_a, 16, 16, 16, half, wmma::row_major> left;
+  wmma::load_matrix_sync(left, a, 17);
+}
+extern "C" __global__ void half_a_warp(half* a, half* b, float* c) {
+  wmma::fragment<wmma::matrix_a, 16, 16, 16, half, wmma::row_major> left;
+  if (threadIdx.x < 16) wmma::load_matrix_sync(left, a, 16);
+}
+"""
+
+
+def to_tf32(x):
+    """Nearest number of 10 bits of mantissa, by its definition."""
+    scale = 2.0 ** (np.floor(np.log2(np.abs(x.astype("float64")))) - 10)
+    return np.round(x / scale) * scale
+
+
+def test_fragments_of_tensor_cores():
+    rng = np.random.default_rng(0)
+    a, b = (rng.standard_normal((16, 16)).astype("float32") for _ in range(2))
+    codes = {
+        name: HostCode((), (), (Launch(name, (1, 1, 1), (32, 1, 1), 0, (0, 1, 2)),))
+        for name in ("halves", "tf32", "beyond", "half_a_warp")
+    }
+    halves, output = [a.astype("float16"), b.astype("float16")], [Buffer((16, 16), "float32")]
+    with Emulator(TENSOR_CORES) as emulator:
+        (got,) = run_function(emulator, codes["halves"], halves, output)
+        exact = halves[0].astype("float64") @ halves[1].astype("float64").T + 0.5
+        assert np.abs(got - exact).max() < 2e-6
+        (got,) = run_function(emulator, codes["tf32"], [a, b], output)
+        assert np.abs(got.T - to_tf32(a) @ to_tf32(b)).max() < 2e-6
+        assert np.abs(got.T - a.astype("float64") @ b).max() > 1e-4  # it is no float32
+        with pytest.raises(KernelError, match=r"reads 2 bytes at 526 of 'argument_0'"):
+            run_function(emulator, codes["beyond"], halves, output)
+        with pytest.raises(KernelError, match="lanes 0xffff0000 of its warp, which do not come"):
+            run_function(emulator, codes["half_a_warp"], halves, output)
+
+
 def test_launches_follow_each_other(emulator):
     """What is a race in one launch is none over two: a launch is a barrier for all blocks."""
     np.testing.assert_array_equal(run(emulator, "reverse", "reverse", "vectors"), RIGHT["vectors"])

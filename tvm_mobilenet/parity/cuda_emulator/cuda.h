@@ -126,3 +126,5 @@ struct EmulatorKernel {
   void (*call)(void**);
 };
 extern const EmulatorKernel emulator_kernels[];
+
+#include "tensor_core.h"

@@ -1,0 +1,150 @@
+// half, and the fragments of nvcuda::wmma: a warp's small matrix product.
+//
+// Products of halves and of tf32 values are exact in float32; sums are float32, rounded to nearest,
+// in the order of the reduction. NVIDIA does not specify the order and rounding of the hardware's
+// sums, so equal bits are not promised, an error of the same size is. Which lane holds which
+// element is unspecified too; here lane l holds those from l * num_elements on, row by row.
+#pragma once
+
+#ifndef __align__
+#define __align__(bytes) alignas(bytes)
+#endif
+
+struct half {
+  _Float16 value;
+  half() = default;
+  half(float x) : value(static_cast<_Float16>(x)) {}
+  operator float() const { return static_cast<float>(value); }
+};
+using __half = half;
+struct alignas(4) half2 { half x, y; };
+using __half2 = half2;
+inline half2 make_half2(half x, half y) { return {x, y}; }
+inline half __float2half(float x) { return half(x); }
+inline half __float2half_rn(float x) { return half(x); }
+inline float __half2float(half x) { return x; }
+inline bool __hgt(half a, half b) { return float(a) > float(b); }
+inline bool __hlt(half a, half b) { return float(a) < float(b); }
+// each operation rounds to half, as on the device
+#define EMULATOR_HALF(symbol) \
+  inline half operator symbol(half a, half b) { return half(float(a) symbol float(b)); }
+EMULATOR_HALF(+)
+EMULATOR_HALF(-)
+EMULATOR_HALF(*)
+EMULATOR_HALF(/)
+
+namespace nvcuda::wmma {
+
+struct matrix_a {};
+struct matrix_b {};
+struct accumulator {};
+struct row_major {};
+struct col_major {};
+enum layout_t { mem_row_major, mem_col_major };
+namespace precision {
+struct tf32 {};
+}
+
+template <class T>
+struct Stored { using type = T; };
+template <>
+struct Stored<precision::tf32> { using type = float; };
+
+template <class Use, int M, int N, int K, class T, class Layout = row_major>
+struct fragment {
+  static constexpr int rows = std::is_same_v<Use, matrix_b> ? K : M;
+  static constexpr int columns = std::is_same_v<Use, matrix_a> ? K : N;
+  static constexpr int num_elements = rows * columns / 32;
+  using element_type = T;
+  using storage_element_type = typename Stored<T>::type;
+  storage_element_type x[num_elements];
+};
+
+// Round to nearest with 10 bits of mantissa, ties away from zero, as cvt.rna.tf32.f32 does.
+inline float __float_to_tf32(float x) {
+  uint32_t bits;
+  memcpy(&bits, &x, 4);
+  if ((bits & 0x7f800000) != 0x7f800000) bits = (bits + 0x1000) & ~uint32_t(0x1fff);
+  memcpy(&x, &bits, 4);
+  return x;
+}
+
+// What a tensor core reads: of a float in a tf32 fragment the upper 19 bits.
+template <class T>
+inline float operand(typename Stored<T>::type x) {
+  float value = float(x);
+  if constexpr (std::is_same_v<T, precision::tf32>) {
+    uint32_t bits;
+    memcpy(&bits, &value, 4);
+    bits &= ~uint32_t(0x1fff);
+    memcpy(&value, &bits, 4);
+  }
+  return value;
+}
+
+// Calls element(e, row, column) for each element that this lane holds.
+template <class Fragment, class Element>
+inline void each(Element element) {
+  for (int e = 0; e < Fragment::num_elements; ++e) {
+    int at = emulator_lane() * Fragment::num_elements + e;
+    element(e, at / Fragment::columns, at % Fragment::columns);
+  }
+}
+
+template <class F, class P>
+inline void load(F& to, const P* from, unsigned stride, bool by_rows, int line) {
+  emulator_exchange(0xffffffffu, 0, line);
+  each<F>([&](int e, int row, int column) {
+    to.x[e] = from[by_rows ? row * stride + column : column * stride + row];
+  });
+}
+template <class Use, int M, int N, int K, class T, class L, class P>
+inline void load_matrix_sync(fragment<Use, M, N, K, T, L>& to, const P* from, unsigned stride,
+                             int line = __builtin_LINE()) {
+  load(to, from, stride, std::is_same_v<L, row_major>, line);
+}
+template <int M, int N, int K, class T, class L, class P>
+inline void load_matrix_sync(fragment<accumulator, M, N, K, T, L>& to, const P* from,
+                             unsigned stride, layout_t layout, int line = __builtin_LINE()) {
+  load(to, from, stride, layout == mem_row_major, line);
+}
+template <int M, int N, int K, class T, class L, class P>
+inline void store_matrix_sync(P* to, const fragment<accumulator, M, N, K, T, L>& from,
+                              unsigned stride, layout_t layout, int line = __builtin_LINE()) {
+  emulator_exchange(0xffffffffu, 0, line);
+  each<fragment<accumulator, M, N, K, T, L>>([&](int e, int row, int column) {
+    to[layout == mem_row_major ? row * stride + column : column * stride + row] = from.x[e];
+  });
+}
+template <class F, class V>
+inline void fill_fragment(F& to, V value) {
+  for (auto& x : to.x) x = value;
+}
+
+template <int M, int N, int K, class T, class S, class LA, class LB, class LC>
+EMULATOR_UNCHECKED void mma_sync(fragment<accumulator, M, N, K, S, LC>& d,
+                                 const fragment<matrix_a, M, N, K, T, LA>& a,
+                                 const fragment<matrix_b, M, N, K, T, LB>& b,
+                                 const fragment<accumulator, M, N, K, S, LC>& c,
+                                 int line = __builtin_LINE()) {
+  using A = fragment<matrix_a, M, N, K, T, LA>;
+  using B = fragment<matrix_b, M, N, K, T, LB>;
+  const A* all_a[32];
+  const B* all_b[32];
+  const uint64_t* places = emulator_exchange(0xffffffffu, reinterpret_cast<uint64_t>(&a), line);
+  for (int lane = 0; lane < 32; ++lane) all_a[lane] = reinterpret_cast<const A*>(places[lane]);
+  places = emulator_exchange(0xffffffffu, reinterpret_cast<uint64_t>(&b), line);
+  for (int lane = 0; lane < 32; ++lane) all_b[lane] = reinterpret_cast<const B*>(places[lane]);
+  each<fragment<accumulator, M, N, K, S, LC>>([&](int e, int row, int column) {
+    float sum = float(c.x[e]);
+    for (int k = 0; k < K; ++k) {
+      int at_a = row * K + k, at_b = k * N + column;
+      sum += operand<T>(all_a[at_a / A::num_elements]->x[at_a % A::num_elements]) *
+             operand<T>(all_b[at_b / B::num_elements]->x[at_b % B::num_elements]);
+    }
+    d.x[e] = sum;
+  });
+  emulator_exchange(0xffffffffu, 0, line);  // nobody changes a fragment before all have read it
+}
+
+}  // namespace nvcuda::wmma
