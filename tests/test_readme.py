@@ -1,4 +1,4 @@
-"""The README's commands work and print what it shows."""
+"""The commands of the README and of docs/ work and print what is shown."""
 
 from __future__ import annotations
 
@@ -14,16 +14,25 @@ import pytest
 from tvm_mobilenet.demo import photographs, steps
 
 README = Path(__file__).parent.parent / "README.md"
+DOCS = README.parent / "docs"
+# What a page's commands need, besides this package.
+TOOLS = {
+    "cross-compile.md": [
+        pytest.mark.needs_tool("qemu-aarch64", "qemu-user"),
+        pytest.mark.needs_tool("aarch64-linux-gnu-g++", "g++-aarch64-linux-gnu"),
+    ],
+    "embed.md": [pytest.mark.needs_tool("cmake", "cmake")],
+}
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README.read_text("utf-8"), re.M | re.S)
+def blocks(language: str, page: Path = README) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text("utf-8"), re.M | re.S)
 
 
-def transcripts() -> list[tuple[str, list[str]]]:
+def transcripts(page: Path = README) -> list[tuple[str, list[str]]]:
     """Each ``$`` command with the output lines shown below it."""
     found: list[tuple[str, list[str]]] = []
-    for block in blocks("console"):
+    for block in blocks("console", page):
         for line in block.splitlines():
             if line.startswith("$ "):
                 found.append((line[2:], []))
@@ -37,21 +46,58 @@ def pattern(line: str) -> str:
     return " ".join(re.sub(r"\d+(\.\d+)?", "#", line).split())
 
 
-@pytest.mark.slow
-def test_transcripts(tmp_path):
-    shutil.copy(next(p for p in photographs() if p.name == "flower.jpg"), tmp_path)
+def run_page(page: Path, place: Path) -> None:
+    """Run a page's commands in order in an empty directory and compare what they print."""
     environment = dict(os.environ)
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
-    commands = transcripts()
-    assert len(commands) >= 6
-    for command, shown in commands:
+    for command, shown in transcripts(page):
         result = subprocess.run(
-            command, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True
+            command, shell=True, cwd=place, env=environment, capture_output=True, text=True
         )
         assert result.returncode == 0, (command, result.stderr)
         printed = [pattern(line) for line in result.stdout.splitlines()]
         for line in shown:
             assert pattern(line) in printed, (command, line, result.stdout)
+
+
+@pytest.mark.slow
+def test_transcripts(tmp_path):
+    shutil.copy(next(p for p in photographs() if p.name == "flower.jpg"), tmp_path)
+    assert len(transcripts()) >= 6
+    run_page(README, tmp_path)
+
+
+def test_every_job_has_a_page():
+    pages = {page.name for page in DOCS.glob("*.md")}
+    assert {"tune.md", "cross-compile.md", "parity.md", "profile.md", "embed.md"} < pages
+    for page in (README, *DOCS.glob("*.md")):
+        for link in re.findall(r"\]\(([\w./-]+\.md)\)", page.read_text("utf-8")):
+            assert (page.parent / link).is_file(), (page, link)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, id=page.stem, marks=TOOLS.get(page.name, []))
+        for page in sorted(DOCS.glob("*.md"))
+        if transcripts(page)
+    ],
+)
+def test_pages(page, tmp_path):
+    """A Python block that begins with ``# NAME.py`` is that file; any other runs at the end."""
+    examples = []
+    for block in blocks("python", page):
+        name = re.match(r"# (\w+\.py)\n", block)
+        if name:
+            (tmp_path / name[1]).write_text(block, encoding="utf-8")
+        else:
+            examples.append(block)
+    run_page(page, tmp_path)
+    for example in examples:
+        command = [sys.executable, "-c", example]
+        result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
 
 
 @pytest.mark.slow
