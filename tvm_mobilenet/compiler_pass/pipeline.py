@@ -116,7 +116,7 @@ def compile_model(
     experiment = experiment or Experiment()
     after = _After(_Dump(dump_ir), experiment)
     tvm_target = target.tvm_target()
-    with tvm_target, tvm.transform.PassContext(config=_pass_config(target, cuda_graph)):
+    with tvm_target, tvm.transform.PassContext(config=pass_config(target, cuda_graph)):
         mod = after("imported", imported.mod)
         call_sites: CallSites = []
 
@@ -198,7 +198,7 @@ def _plan_memory(mod: tvm.IRModule, *then: tvm.transform.Pass) -> tvm.IRModule:
     )(mod)
 
 
-def _pass_config(target: TargetSpec, cuda_graph: bool) -> dict[str, Any]:
+def pass_config(target: TargetSpec, cuda_graph: bool) -> dict[str, Any]:
     """Options of TVM's passes; none for CPUs."""
     if target.gpu is None:
         return {}

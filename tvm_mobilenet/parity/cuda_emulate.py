@@ -38,8 +38,10 @@ if TYPE_CHECKING:
 _DIRECTORY = Path(__file__).parent / "cuda_emulator"
 _KERNELS = "kernels.cu"
 _MISTAKE = 3  # the program's exit code for a mistake of a kernel
-_LANGUAGE = ("-std=c++20", "-O1", "-g1", "-gdwarf-4", "-march=native", "-no-pie", "-w")
-_LANGUAGE += ("-fno-strict-aliasing",)  # TVM reads floats as float4
+_LANGUAGE = (
+    *("-std=c++20", "-O1", "-g1", "-gdwarf-4", "-march=native", "-no-pie", "-w"),
+    "-fno-strict-aliasing",  # TVM reads floats as float4
+)
 # Struct copies stay whole, so that a vector's access is seen, and its alignment checked, as one.
 _CHECKED = (
     *("-fsanitize=thread", "--param=tsan-instrument-func-entry-exit=0", "-fno-tree-sra"),

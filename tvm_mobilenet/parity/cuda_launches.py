@@ -60,7 +60,7 @@ def lower(functions: Mapping[str, tirx.PrimFunc], target: TargetSpec) -> Lowered
     """
     import tvm
 
-    from tvm_mobilenet.compiler_pass.pipeline import _pass_config
+    from tvm_mobilenet.compiler_pass.pipeline import pass_config
 
     captured: dict[str, HostCode] = {}
 
@@ -80,7 +80,7 @@ def lower(functions: Mapping[str, tirx.PrimFunc], target: TargetSpec) -> Lowered
         name: function.with_attr("global_symbol", name) for name, function in functions.items()
     }
     tvm_target = target.tvm_target()
-    config = _pass_config(target, False)
+    config = pass_config(target, False)
     with tvm_target, tvm.transform.PassContext(config=config, instruments=[Capture()]):
         library = tvm.compile(tvm.IRModule(named), target=tvm_target)
     return Lowered(cuda_source(library), captured)
