@@ -105,16 +105,13 @@ NETWORKS = [
     ("mobilenet_v2", 1.0, 224),
     ("mobilenet_v3_large", 1.0, 224),
 ]
-ALL = pytest.mark.skipif(
-    not os.environ.get("ALL_CUDA_SHAPES"), reason="hardware: minutes of one core, ask for them"
-)
+EVERY_CASE = [(*network, batch) for network in NETWORKS for batch in (1, 4)]
+CASE = ("model", "alpha", "resolution", "batch")
 
 
-def slow_or_asked_for(sample):
-    """Every network at batch 1 and 4; those of `sample` run in CI."""
-    cases = [(*network, batch) for network in NETWORKS for batch in (1, 4)]
-    marks = {case: [] if case in sample else [ALL] for case in cases}
-    return [pytest.param(*case, marks=[pytest.mark.slow, *marks[case]]) for case in cases]
+def asked_for(sample):
+    """Cases of the networks: all where the environment asks for them, else a sample."""
+    return EVERY_CASE if os.environ.get("ALL_CUDA_SHAPES") else sample
 
 
 def with_lanes(spec):
@@ -176,9 +173,9 @@ def test_knobs_change_no_number(case):
     assert not wrong
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("model", "alpha", "resolution", "batch"),
-    slow_or_asked_for({("mobilenet_v1", 0.25, 128, 4), ("mobilenet_v3_large", 1.0, 224, 1)}),
+    CASE, asked_for([("mobilenet_v1", 0.25, 128, 4), ("mobilenet_v3_large", 1.0, 224, 1)])
 )
 def test_all_layer_shapes(model, alpha, resolution, batch, case):
     """As the network has them: depthwise and pointwise by themselves, and joined where it pays."""
@@ -191,10 +188,8 @@ def test_all_layer_shapes(model, alpha, resolution, batch, case):
     assert_right(specs, case)
 
 
-@pytest.mark.parametrize(
-    ("model", "alpha", "resolution", "batch"),
-    slow_or_asked_for({("mobilenet_v1", 0.25, 128, 1)}),
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(CASE, asked_for([("mobilenet_v1", 0.25, 128, 1)]))
 def test_whole_network(model, alpha, resolution, batch):
     imported = frontend.load_model(model, alpha=alpha, resolution=resolution, batch=batch)
     report = prove(compile_model(imported, TARGET), evaluate(imported, samples(imported, count=1)))
