@@ -21,6 +21,9 @@ from tvm.tirx.script import builder as T
 from ..emit import Expr, Registers
 
 LANES = 4
+# Cores that issue in order and gain by loads that stand apart, ahead of their use. By llvm-mca's
+# models: A55 1.18 times as fast with them in pointwise, 1.13 in depthwise; A53 0.54 and 0.49.
+EARLY_CORES = ("cortex-a55",)
 VECTOR_BYTES = 16
 
 

@@ -19,7 +19,7 @@ from ..spec import FLOAT_BYTES, ConvSpec, DenseSpec, Spec, channel_blocks
 from ..templates import convolution as template
 from ..templates.convolution import ConvKnobs, Nest, Tile
 from ..x86.work import worth_threads
-from .assembly import LANES
+from .assembly import EARLY_CORES, LANES
 from .pointwise import PointwiseTile
 from .stem import StemTile
 
@@ -155,7 +155,7 @@ class _Convolution:
             unroll=self.unrolls[-1],
             order="pixels" if spec.kind == "stem" else "channels",
             parallel=worth_threads(spec, target),
-            early=target.in_order and self.nest is PointwiseNest,
+            early=target.mcpu in EARLY_CORES and self.nest is PointwiseNest,
         )
 
     def space(self, spec: Any, target: TargetSpec) -> Iterable[NeonConvKnobs]:

@@ -33,7 +33,7 @@ from ..templates import depthwise as template
 from ..templates.depthwise import DepthwiseKnobs, Nest, Tile
 from ..templates.tiling import ColumnRun, column_runs
 from ..x86.work import worth_threads
-from .assembly import LANES, VECTOR_BYTES, Assembly, interleave, load, load_apart
+from .assembly import EARLY_CORES, LANES, VECTOR_BYTES, Assembly, interleave, load, load_apart
 from .taps import RowTile
 
 if TYPE_CHECKING:
@@ -188,7 +188,7 @@ class _Depthwise:
 
     def analytic(self, spec: ConvSpec, target: TargetSpec) -> NeonDepthwiseKnobs:
         pixels = min(self.widths(spec, target), key=lambda p: (self.instructions(spec, p), p))
-        early = self.assembly and target.in_order
+        early = self.assembly and target.mcpu in EARLY_CORES
         return NeonDepthwiseKnobs(pixels, rows_per_item(spec, target), early)
 
     @staticmethod

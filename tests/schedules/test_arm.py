@@ -42,7 +42,7 @@ HARDSWISH, HARDSIGMOID = Activation("hardswish"), Activation("hardsigmoid")
 CORES = {
     "cortex-a72": ("aarch64-linux-gnu-gcc", "g++-aarch64-linux-gnu", "qemu-aarch64"),
     # in order: loads apart
-    "cortex-a53": ("aarch64-linux-gnu-gcc", "g++-aarch64-linux-gnu", "qemu-aarch64"),
+    "cortex-a55": ("aarch64-linux-gnu-gcc", "g++-aarch64-linux-gnu", "qemu-aarch64"),
     # 32-bit: no assembly
     "cortex-a7": ("arm-linux-gnueabihf-gcc", "g++-arm-linux-gnueabihf", "qemu-arm"),
 }

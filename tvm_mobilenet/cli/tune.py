@@ -292,7 +292,7 @@ def _print(outcome: Outcome) -> None:
             f"{outcome.after_seconds * 1e3:.3f} ms: {ratio.value:.3f} times as fast "
             f"({ratio.low:.3f}-{ratio.high:.3f})\n"
         )
-    else:
+    elif not outcome.records:
         write(f"{outcome.network}: nothing was faster than the analytic choice\n")
     threads = outcome.setting.threads
     write(

@@ -15,7 +15,7 @@ from tvm_mobilenet.tuning.finalists import Settled
 from tvm_mobilenet.tuning.measure import Measurement, first_line
 from tvm_mobilenet.tuning.records import SHIPPED, STATIC, setting_of
 from tvm_mobilenet.tuning.session import Limits, Place, Session
-from tvm_mobilenet.tuning.static.mca import llvm_tool
+from tvm_mobilenet.tuning.static.mca import cycles
 from tvm_mobilenet.tuning.static.predict import predict
 
 if TYPE_CHECKING:
@@ -97,8 +97,9 @@ def tune_static(
     What is predicted to be at least LEAST_GAIN faster than the analytic choice is recorded, as
     ``static``, once the network with it has passed the parity gate under QEMU.
 
-    Raises UsageError for more than one thread, MissingToolError without llvm-mca, QEMU or a
-    compiler for the target, ParityError when the network's numbers are wrong.
+    Raises InputError for a core that LLVM has no model of (Cortex-A7), UsageError for more than one
+    thread, MissingToolError without llvm-mca, QEMU or a compiler for the target, ParityError when
+    the network's numbers are wrong.
     """
     from contextlib import closing
 
@@ -113,7 +114,10 @@ def tune_static(
         raise UsageError("--static predicts for one thread: leave out --threads, or give 1")
     if not spec.qemu_cpu:
         raise InputError(f"{target}: --static is for targets that QEMU can model; measure here")
-    llvm_tool("llvm-mca"), emulator(spec.mtriple, spec.qemu_cpu), find_compiler(spec)
+    # whatever is missing is said before any long work
+    cycles([["nop"]], spec.mtriple, spec.mca_cpu or spec.mcpu)
+    emulator(spec.mtriple, spec.qemu_cpu)
+    find_compiler(spec)
     spec = dataclasses.replace(spec, cores=1)
     place = Place(spec, setting_of(spec, 1, f"llvm-mca {spec.mca_cpu}"), logs or SHIPPED)
     make_directory(place.directory)
