@@ -127,10 +127,7 @@ def compare(
 def compare_timed(a: Timed, b: Timed, notes: Sequence[str] = ()) -> Comparison:
     """Compare two sides that were measured; nothing is run."""
     pairs, left_a, left_b = _pairs(a.operators, b.operators)
-    sides = [
-        (sum(a.nanoseconds[i] for i in mine), sum(b.nanoseconds[j] for j in theirs))
-        for mine, theirs in pairs
-    ]
+    sides = [(_sum(a, mine), _sum(b, theirs)) for mine, theirs in pairs]
     p_values = _holm([_p(*side) for side in sides])
     found = [
         _difference(_head(a.operators, mine, b.operators, theirs), *side, p)
@@ -180,6 +177,14 @@ def _pairs(
             left_b.remove(j)
             left_a = [i for i in left_a if i not in parts]
     return pairs, left_a, left_b
+
+
+def _sum(side: Timed, operators: Sequence[int]) -> np.ndarray:
+    """Their time together, run by run."""
+    import numpy as np
+
+    total: np.ndarray = np.sum([side.nanoseconds[i] for i in operators], axis=0)
+    return total
 
 
 def _parts(

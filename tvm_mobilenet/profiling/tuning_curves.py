@@ -69,8 +69,9 @@ def curves(bundle: Path, logs: Path | None = None) -> list[Curve]:
     if not specs:
         return []
     described = {**document["target"], "source": str(bundle), "gpu": None}
-    values = {field.name: described[field.name] for field in fields(TargetSpec)}
-    target = TargetSpec(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+    values: dict[str, Any] = {field.name: described[field.name] for field in fields(TargetSpec)}
+    values |= {key: tuple(value) for key, value in values.items() if isinstance(value, list)}
+    target = TargetSpec(**values)
     threads = contents.threads or target.cores
     records = applicable(target, threads, logs)
     setting = setting_of(target, threads, "")

@@ -75,10 +75,10 @@ const COLUMNS = [
   ["µs / M", "us_per_million_mult_adds", (row) => number(row.us_per_million_mult_adds, 1)],
   ["p90", "p90_ms", (row) => number(row.p90_ms, 3)],
   ["Images / s", "images_per_s", (row) => number(row.images_per_s, 1)],
-  ["Parameters", "parameters", (row) => `${number(row.parameters / 1e6, 2)} M`],
+  ["Params", "parameters", (row) => `${number(row.parameters / 1e6, 2)} M`],
   ["FMA peak", "share_of_peak", (row) => percent(row.share_of_peak, 0)],
-  ["Library MiB", "library_mib", (row) => number(row.library_mib)],
-  ["Memory MiB", "memory_mib", (row) => number(row.memory_mib)],
+  ["Lib MiB", "library_mib", (row) => number(row.library_mib)],
+  ["RAM MiB", "memory_mib", (row) => number(row.memory_mib)],
   ["Top-1 %", "accuracy", (row) => number(row.accuracy)],
   ["Front", "on_front", (row) => row.on_front ? "yes" : "–", "text"],
 ];
