@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from tvm_mobilenet.parity import ParityReport
     from tvm_mobilenet.profiling.bench import BenchReport
     from tvm_mobilenet.profiling.profile import Profile
+    from tvm_mobilenet.profiling.remote import Device
     from tvm_mobilenet.profiling.report import Report
     from tvm_mobilenet.remote.deploy import Deployment
     from tvm_mobilenet.tuning.report import Outcome
@@ -171,6 +172,7 @@ def validate(
     images: Sequence[Path] = (),
     adversarial: bool = False,
     layers: bool = False,
+    device: Device | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> ParityReport:
@@ -178,8 +180,9 @@ def validate(
 
     A bundle is judged on its stored samples and, with the model it was built from given as
     `against`, on `count` fresh ones, on `images` and on `adversarial` inputs; `layers`: each
-    operator too (`ParityReport.layers`). The options from `alpha` to `exporter` are those of the
-    model. A failure is in the report, not raised. Raises InputError, MissingToolError.
+    operator too (`ParityReport.layers`). `device`: where to run a bundle over RPC. The options from
+    `alpha` to `exporter` are those of the model. A failure is in the report, not raised. Raises
+    InputError, MissingToolError; NothingMeasuredError when the device fails.
     """
     from tvm_mobilenet import deploy, frontend, targets
     from tvm_mobilenet.deploy.validate import Inputs
@@ -203,9 +206,12 @@ def validate(
             inputs=inputs,
             layers=layers,
             threads=threads,
+            device=device,
         )
     if against is not None:
         raise UsageError("'against' goes with a bundle; a model is its own reference")
+    if device is not None:
+        raise UsageError("a device runs a bundle; build one for it first")
     spec = targets.load(target)
     return deploy.validate_model(
         imported(subject),

@@ -125,3 +125,21 @@ def test_adversarial_inputs_are_what_they_say(small_network: onnx.ModelProto) ->
     assert [np.isinf(x).sum() for x in by_kind["infinity"]] == [1, 1]
     places = {tuple(map(int, np.argwhere(x)[0])) for x in by_kind["impulses"]}
     assert places == {(0, 0, 0, 0), (0, 1, 17, 0), (0, 2, 0, 17), (0, 0, 17, 17)}
+
+
+@pytest.mark.slow
+@pytest.mark.arm
+def test_cross_bundle_is_judged_under_qemu(
+    small_network: onnx.ModelProto, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, bundle = tmp_path / "s.onnx", tmp_path / "b"
+    onnx.save(small_network, model)
+    assert main(["build", str(model), "-o", str(bundle), "--target", "rpi4"]) == 0
+    capsys.readouterr()
+    asked = ["validate", str(bundle), "--model", str(model), "--json"]
+    assert main([*asked, "--adversarial"]) == 0
+    parity = json.loads(capsys.readouterr().out)["parity"]
+    assert parity["machine"] == "qemu-aarch64 -cpu cortex-a72"
+    assert {row["inputs"] for row in parity["outputs"]} == {"samples", *KINDS}
+    assert main([*asked, "--per-layer"]) == 3
+    assert "only outputs are compared" in capsys.readouterr().err

@@ -22,6 +22,7 @@ from tvm_mobilenet.cli.common import (
 if TYPE_CHECKING:
     from tvm_mobilenet.parity import ParityReport, Verdict
     from tvm_mobilenet.parity.per_layer import PerLayerReport
+    from tvm_mobilenet.profiling.remote import Device
 
 HELP = (
     "Hold a bundle, or a model compiled for the occasion, against PyTorch. The judge is PyTorch at "
@@ -94,6 +95,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="judge the tool: plant seven known faults into builds of MODEL (default: MobileNetV1 "
         "0.25 at 64x64), see that each is caught and found in its operator",
     )
+    remote = parser.add_argument_group("on a device over RPC (BUNDLE only)")
+    remote.add_argument("--rpc-tracker", metavar="HOST:PORT", help="the tracker that knows it")
+    remote.add_argument("--rpc-key", metavar="KEY", help="which kind of device")
+    remote.add_argument("--rpc", metavar="HOST:PORT", help="a server, without a tracker")
     add_target_argument(parser)
     add_threads_argument(parser)
     parser.add_argument(
@@ -124,6 +129,8 @@ def run(args: argparse.Namespace) -> int:
     if args.bisect is not None:
         from tvm_mobilenet.parity.repro import check_directory
 
+        if args.rpc or args.rpc_tracker:
+            raise UsageError("--bisect builds and runs on this machine: leave --rpc out")
         check_directory(args.bisect)
     report = api.validate(
         args.subject,
@@ -136,6 +143,7 @@ def run(args: argparse.Namespace) -> int:
         adversarial=args.adversarial,
         layers=args.per_layer or args.bisect is not None,
         threads=args.threads,
+        device=_device(args),
         progress=args.console.info,
         **model_options(args),
     )
@@ -156,6 +164,18 @@ def run(args: argparse.Namespace) -> int:
     if args.bisect is not None:
         args.console.info("parity passed: there is nothing to bisect")
     return 0
+
+
+def _device(args: argparse.Namespace) -> Device | None:
+    """Where to run, if not here."""
+    from tvm_mobilenet.errors import UsageError
+    from tvm_mobilenet.profiling.remote import Device
+
+    if args.rpc is None and args.rpc_tracker is None:
+        return None
+    if args.rpc is None and args.rpc_key is None:
+        raise UsageError("say which device of the tracker's: --rpc-key KEY")
+    return Device(args.rpc, None if args.rpc else args.rpc_tracker, args.rpc_key)
 
 
 def _bisect(args: argparse.Namespace, report: ParityReport) -> str:

@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tvm_mobilenet.deploy import emulate
 from tvm_mobilenet.errors import InputError
 from tvm_mobilenet.imaging import Preprocessing
 from tvm_mobilenet.parity import ParityReport, judge, samples
 from tvm_mobilenet.parity.judge import SAMPLES
 from tvm_mobilenet.parity.per_layer import PerLayerReport, Trace, per_layer
 from tvm_mobilenet.parity.samples import Sample, load_samples
-from tvm_mobilenet.runtime import Bundle, Tensor, manifest
+from tvm_mobilenet.runtime import Bundle, Tensor, host, manifest
 from tvm_mobilenet.runtime.bundle import Program
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from tvm_mobilenet.compiler_pass.pipeline import Compiled
     from tvm_mobilenet.deploy.builder import Progress
     from tvm_mobilenet.frontend import ImportedModel
+    from tvm_mobilenet.profiling.remote import Device
     from tvm_mobilenet.targets import TargetSpec
 
 FRESH_SEED = 1  # the samples stored in a bundle have seed 0
@@ -70,30 +72,40 @@ def validate_bundle(
     inputs: Inputs | None = None,
     layers: bool = False,
     threads: int | None = None,
+    device: Device | None = None,
 ) -> ParityReport:
     """Run a bundle on its stored samples and hold the outputs against those of PyTorch stored too.
 
     With `against`, the model it was built from, also on fresh inputs, and with `layers` each
-    operator too. Raises InputError when the bundle cannot be used here, or is of another model.
+    operator too. It runs on `device` over RPC where one is given; else here; else, being for
+    another kind of machine, its runner runs under QEMU. Raises InputError when the bundle cannot be
+    used so, or is of another model; NothingMeasuredError when the device fails.
     """
     inputs = inputs or Inputs()
+    directory = Path(path)
     if against is None:
         _needs_model(inputs, layers)
-    with Bundle.load(path, threads=threads) as bundle:
-        references = stored_samples(bundle)
-        if against is not None:
-            from tvm_mobilenet.parity.reference import onnxruntime_outputs
+    if device is not None:
+        contents = manifest.read(directory)
+        manifest.check_files(directory, contents)
+        references = _references(directory, contents, against, inputs)
+        return _judge_remotely(directory, contents, references, against, device, threads, layers)
+    if (directory / emulate.RUNNER).is_file():
+        contents = manifest.read(directory)
+        manifest.check_files(directory, contents)
+        if host.why_not_here(contents.architecture, contents.cpu_features):
+            if layers:
+                raise InputError(
+                    f"{path}: under QEMU only outputs are compared; for operators give the board's "
+                    "--rpc or --rpc-tracker and --rpc-key"
+                )
+            from tvm_mobilenet import targets
 
-            check_same_interface(bundle, against)
-            if peer := onnxruntime_outputs(against):
-                references = [
-                    dataclasses.replace(sample, onnxruntime=peer(sample.inputs))
-                    for sample in references
-                ]
-            stored = bundle.manifest["preprocessing"]
-            references += inputs.references(
-                against, None if stored is None else Preprocessing.from_json(stored)
-            )
+            target = targets.load(str(contents.document["target"]["name"]))
+            references = _references(directory, contents, against, inputs)
+            return emulate.prove(directory / emulate.RUNNER, target, references)
+    with Bundle.load(directory, threads=threads) as bundle:
+        references = _references(bundle.path, manifest.read(bundle.path), against, inputs)
         report = judge([bundle.program.run(sample.inputs) for sample in references], references)
         if layers:
             assert against is not None
@@ -102,6 +114,60 @@ def validate_bundle(
                 found = judge_layers(bundle.program.trace, operators, against, references)
             except InputError as error:
                 raise InputError(f"{bundle.path}: {error}") from error
+            report = dataclasses.replace(report, layers=found)
+        return report
+
+
+def _references(
+    directory: Path, contents: manifest.Manifest, against: ImportedModel | None, inputs: Inputs
+) -> list[Sample]:
+    """The samples in the bundle, and fresh ones where there is the model."""
+    stored = load_samples(
+        directory / manifest.SAMPLES,
+        [tensor.name for tensor in contents.inputs],
+        [tensor.name for tensor in contents.outputs],
+    )
+    if against is None:
+        return stored
+    from tvm_mobilenet.parity.reference import onnxruntime_outputs
+
+    _check_same_interface(directory, contents, against)
+    if peer := onnxruntime_outputs(against):
+        stored = [dataclasses.replace(sample, onnxruntime=peer(sample.inputs)) for sample in stored]
+    pictures = contents.document["preprocessing"]
+    fresh = inputs.references(
+        against, None if pictures is None else Preprocessing.from_json(pictures)
+    )
+    return [*stored, *fresh]
+
+
+def _judge_remotely(
+    directory: Path,
+    contents: manifest.Manifest,
+    references: Sequence[Sample],
+    against: ImportedModel | None,
+    device: Device,
+    threads: int | None,
+    layers: bool,
+) -> ParityReport:
+    from tvm_mobilenet.remote.trace import Traced
+
+    target = contents.document["target"]
+    outputs = [tensor.name for tensor in contents.outputs]
+    with Traced(
+        device,
+        directory / manifest.LIBRARY,
+        threads or contents.threads or int(target["cores"]),
+        [tensor.name for tensor in contents.inputs],
+    ) as board:
+        results = [
+            dict(zip(outputs, board.run(sample.inputs), strict=True)) for sample in references
+        ]
+        report = dataclasses.replace(judge(results, references), machine=board.name)
+        if layers:
+            assert against is not None
+            operators = contents.document["operators"]
+            found = judge_layers(board.trace, operators, against, references)
             report = dataclasses.replace(report, layers=found)
         return report
 
@@ -116,7 +182,6 @@ def validate_model(
     progress: Progress,
 ) -> ParityReport:
     """Compile a model for a target and judge it; nothing is kept."""
-    from tvm_mobilenet.deploy import emulate
     from tvm_mobilenet.deploy.builder import compile_and_prove, preprocessing_of
     from tvm_mobilenet.tuning.records import applicable
 
@@ -175,25 +240,18 @@ def operators_of(compiled: Compiled) -> list[dict[str, object]]:
     return [dataclasses.asdict(operator) for operator in compiled.operators]
 
 
-def stored_samples(bundle: Bundle) -> list[Sample]:
-    """The samples in the bundle, with PyTorch's outputs for them."""
-    return load_samples(
-        bundle.path / manifest.SAMPLES,
-        [tensor.name for tensor in bundle.inputs],
-        [tensor.name for tensor in bundle.outputs],
-    )
-
-
-def check_same_interface(bundle: Bundle, imported: ImportedModel) -> None:
+def _check_same_interface(
+    directory: Path, contents: manifest.Manifest, imported: ImportedModel
+) -> None:
     """InputError when a bundle is not one of that model."""
     for kind, ours, theirs in (
-        ("input", bundle.inputs, imported.inputs),
-        ("output", bundle.outputs, imported.outputs),
+        ("input", contents.inputs, imported.inputs),
+        ("output", contents.outputs, imported.outputs),
     ):
         have, wanted = ([(t.name, t.shape, t.dtype) for t in ts] for ts in (ours, theirs))
         if have != wanted:
             raise InputError(
-                f"{bundle.path} was not built from {imported.source}: its {kind}s are {have}, the "
+                f"{directory} was not built from {imported.source}: its {kind}s are {have}, the "
                 f"model's {wanted}"
             )
 
