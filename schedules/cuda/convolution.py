@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..spec import ConvSpec, DenseSpec, SeparableSpec, Spec
 from . import gemm as template
-from .gemm import GemmKnobs, Problem
+from .gemm_knobs import GemmKnobs, Problem
 from .ir import LANES, WARP, ceil_div
 
 if TYPE_CHECKING:

@@ -14,7 +14,8 @@ from tvm_mobilenet.compiler_pass.schedule_operators import spec_of
 from tvm_mobilenet.schedules import base
 from tvm_mobilenet.schedules.cuda.dense import DenseKnobs
 from tvm_mobilenet.schedules.cuda.depthwise import DepthwiseKnobs
-from tvm_mobilenet.schedules.cuda.gemm import GemmKnobs, problem_of
+from tvm_mobilenet.schedules.cuda.gemm import problem_of
+from tvm_mobilenet.schedules.cuda.gemm_knobs import GemmKnobs
 from tvm_mobilenet.schedules.cuda.memory_bound import MemoryKnobs
 from tvm_mobilenet.schedules.spec import RELU6, ConvSpec, DenseSpec, SeparableSpec, Spec
 
