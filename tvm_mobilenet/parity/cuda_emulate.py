@@ -79,7 +79,7 @@ class Emulator:
         self._lines = source.splitlines()
         self._folder = tempfile.TemporaryDirectory(prefix="tvm-mobilenet-cuda-")
         self._program = Path(self._folder.name) / "program"
-        self._narrow = bool(re.search(r"\b(half|half2|bfloat16|char|short|int8_t)\b", source))
+        self._granule = _granule(source)
         try:
             unit = Path(self._folder.name) / "kernels.cc"
             kernels = _as_cpp(source)
@@ -122,7 +122,7 @@ class Emulator:
         import numpy as np
 
         numbers: dict[str, int] = {}
-        plan = ["granule 1" if self._narrow else "granule 4"]
+        plan = [f"granule {self._granule}"]
         with tempfile.TemporaryDirectory(dir=self._folder.name) as place:
             paths = [Path(place) / name for name in ("plan", "inputs", "outputs")]
             with paths[1].open("wb") as file:
@@ -230,6 +230,14 @@ def run_function(
     others = {**results, **temporaries}
     done = emulator.run(inputs, others, steps, list(results), timeout=timeout)
     return [done[name] for name in results]
+
+
+def _granule(source: str) -> int:
+    """Bytes of the smallest values that the kernels touch: accesses are followed by these."""
+    kernels = source[max(0, source.find("__global__")) :]  # type names stand before them anyway
+    if re.search(r"\b(u?char\d?|u?int8_t|bool)\b", kernels):
+        return 1
+    return 2 if re.search(r"\b(half\d?|__half|u?short\d?|u?int16_t|\w*bfloat16)\b", kernels) else 4
 
 
 def _as_cpp(source: str) -> str:
