@@ -29,6 +29,9 @@ lint: setup ## ruff and mypy
 	@echo "== mypy"
 	@$(BIN)/mypy
 
+docs: setup ## docs/api.md from the code
+	@$(BIN)/python docs/make_api.py
+
 setup: $(STAMP) ## .venv with the package and its pinned dependencies
 
 # Installed again only when the dependencies change; the package itself is an editable install.

@@ -108,6 +108,14 @@ def test_python_example(tmp_path):
     assert result.returncode == 0, result.stderr
 
 
+def test_the_api_reference_is_fresh():
+    command = [sys.executable, "-c", "import make_api; print(make_api.page(), end='')"]
+    environment = {**os.environ, "PYTHONPATH": str(DOCS), "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    written = (DOCS / "api.md").read_text("utf-8")
+    assert done.stdout == written, "run `make docs`: docs/api.md is older than the code"
+
+
 def test_start_names_make_targets_that_exist():
     targets = re.findall(r"^make (\w+)", "\n".join(blocks("sh")), re.M)
     makefile = (README.parent / "Makefile").read_text("utf-8")
