@@ -186,6 +186,28 @@ def _range(inputs: Sequence[Any], attributes: dict[str, Any]) -> Any:
             limits.check_shape([max(1, math.ceil((limit - start) / step))], "a Range")
 
 
+def _resize(inputs: Sequence[Any], attributes: dict[str, Any]) -> Any:
+    """TVM's own form, which knows sizes only: right for scales that give whole sizes.
+
+    ValueError for others, and for the nearest pixel at a scale that is no whole number.
+    """
+    shape, scales, sizes = static_shape(inputs[0]), inputs[2], inputs[3]
+    factors = None if scales is None else constant(scales)
+    wanted = None if sizes is None else constant(sizes)
+    if wanted is not None and len(wanted) == len(shape):
+        factors = wanted / np.array(shape)
+    elif factors is not None and len(factors) == len(shape):
+        new = np.array(shape) * factors.astype("float64")
+        if not np.allclose(new, np.round(new), atol=1e-6):
+            raise ValueError(f"scales of {factors.tolist()} give no whole sizes")
+    else:
+        return None
+    nearest = attributes.get("mode", b"nearest") == b"nearest"
+    if nearest and not np.allclose(factors, np.round(factors)):
+        raise ValueError(f"the nearest pixel at scales of {factors.tolist()}")
+    return None
+
+
 NORMAL_FORMS: dict[str, Rule] = {
     "Add": _add,
     "AveragePool": _average_pool,
@@ -199,4 +221,5 @@ NORMAL_FORMS: dict[str, Rule] = {
     "Mul": _multiply,
     "Range": _range,
     "ReduceMean": _reduce_mean,
+    "Resize": _resize,
 }

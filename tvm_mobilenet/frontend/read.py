@@ -14,7 +14,7 @@ from google.protobuf.message import DecodeError
 from onnx import AttributeProto, GraphProto, ModelProto, TensorProto
 
 from tvm_mobilenet.errors import InputError
-from tvm_mobilenet.frontend import limits
+from tvm_mobilenet.frontend import limits, mistakes
 
 OLDEST_OPSET = 13
 # HardSwish, which hard-swish patterns are rewritten to, appeared in 14; 18 is a well-trodden one.
@@ -91,6 +91,7 @@ def checked(model: ModelProto, where: str, batch: int | None = None) -> ModelPro
     _check_operators(model, where)
     _check_training(model, where)
     limits.check_windows(_nodes(model), where)
+    mistakes.check_faults(_nodes(model), where)
     _fix_shapes(model, where, batch)
     _check_validity(model, where)
     return _raised_opset(model, where)
