@@ -212,7 +212,7 @@ def test_build_replaces_a_bundle(run: Run, bundle: Path, tmp_path: Path) -> None
 def test_validate_a_bundle(run: Run, built: Path, model: Path) -> None:
     done = run("validate", built)
     assert done.code == 0, done.err
-    assert done.out.split()[:3] == ["OUTPUT", "MAX", "ERROR"]
+    assert done.out.split()[:3] == ["OUTPUT", "INPUTS", "MAX"]
     assert "parity passed: " in done.out
     assert "over 2 samples" in done.out
     done = run("validate", built, "--onnx", model, "--samples", "3", "--json")

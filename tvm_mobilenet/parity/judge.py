@@ -316,7 +316,7 @@ def _floor(usual: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[float, float
         return floor, floor
     torch32, exact = (np.stack(arrays).astype(np.float64) for arrays in zip(*usual, strict=True))
     finite = np.isfinite(torch32) & np.isfinite(exact)
-    error, reference = (torch32 - exact)[finite], exact[finite]
+    error, reference = torch32[finite] - exact[finite], exact[finite]
     largest = _over(_max_abs(error), _max_abs(reference))
     relative = _over(float(np.linalg.norm(error)), float(np.linalg.norm(reference)))
     return max(floor, FACTOR * largest), max(floor, FACTOR * relative)
