@@ -69,6 +69,8 @@ def build(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     cc: str | None = None,
+    arch: Sequence[str] | None = None,
+    precision: str = "float32",
     progress: Progress | None = None,
 ) -> Bundle:
     """Compile a model, prove it equal to PyTorch, write the bundle `output` and load it.
@@ -95,6 +97,8 @@ def build(
         mean=mean,
         std=std,
         cc=cc,
+        arch=arch,
+        precision=precision,
         progress=progress,
     )
     return load(built.path)
