@@ -129,13 +129,15 @@ class _Separable(_Product):
 
     # microseconds from the end of one kernel of a CUDA graph to the start of the next
     LAUNCH_US = 1.5
-    MOST_SUMS = 32  # of a thread: the taps under way need registers, too
+    # of a thread, sums and float4 of the map: the taps under way need registers, too
+    MOST_SUMS, MOST_STAGED = 32, 2
 
     def _choices(self, spec: Any, target: TargetSpec) -> tuple[GemmKnobs, ...]:
         return tuple(
             knobs
             for knobs in super()._choices(spec, target)
             if knobs.thread_pixels * knobs.thread_channels <= self.MOST_SUMS
+            and knobs.staged[0] <= self.MOST_STAGED
         )
 
     def predicted(self, spec: Any, knobs: GemmKnobs, target: TargetSpec) -> float:
