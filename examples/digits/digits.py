@@ -30,7 +30,7 @@ from tvm_mobilenet.parity import Sample, judge
 from tvm_mobilenet.parity.reference import evaluate
 from tvm_mobilenet.parity.samples import save_samples
 
-NETWORK = {"alpha": 0.25, "resolution": 64, "classes": 10}
+NETWORK = {"alpha": 0.25, "resolution": 32, "classes": 10}
 TARGETS = ("x86-64-v4", "x86-64-v3", "rpi4", "rpi2")
 HELD_OUT = 360
 BATCH = 64
@@ -38,7 +38,7 @@ BATCH = 64
 
 @dataclass(frozen=True)
 class Digits:
-    """Pictures [N, 3, 64, 64] in [-1, 1] and their classes [N]."""
+    """Pictures [N, 3, 32, 32] in [-1, 1] and their classes [N]."""
 
     pictures: torch.Tensor
     classes: torch.Tensor
@@ -79,7 +79,7 @@ def train(digits: Digits, epochs: int) -> nn.Module:
     for epoch in range(epochs):
         order = torch.randperm(len(digits.classes))[: steps // epochs * BATCH]
         for batch in order.split(BATCH):
-            down, right = (int(n) for n in torch.randint(-6, 7, (2,)))
+            down, right = (int(n) for n in torch.randint(-3, 4, (2,)))
             pictures = digits.pictures[batch].roll((down, right), (2, 3))
             loss = functional.cross_entropy(module(pictures), digits.classes[batch])
             optimiser.zero_grad()
@@ -132,7 +132,7 @@ def main() -> int:
     """Train or load, build, measure, print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("-o", "--output", type=Path, default=Path("digits"))
-    parser.add_argument("--epochs", type=int, default=15)
+    parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--targets", nargs="+", default=TARGETS, metavar="T")
     parser.add_argument("--weights", type=Path, help="use these instead of training")
     args = parser.parse_args()
