@@ -1,6 +1,6 @@
 """Every CUDA kernel computes what its spec says and keeps CUDA's rules, run on the CPU.
 
-CI takes edge shapes and a sample of the networks. All layer shapes of all networks (some 5 minutes
+CI takes edge shapes and a sample of the networks. All layer shapes of all networks (some 10 minutes
 of one core): ``ALL_CUDA_SHAPES=1 python -m pytest tests/schedules/test_cuda_numerics.py``.
 """
 
@@ -39,7 +39,8 @@ from tvm_mobilenet.schedules.spec import (
 
 TARGET = targets.load("cuda-sm90")
 LANES = base.activation_lanes(TARGET)
-TOLERANCE = 2e-6  # of the largest value; float32 rounding over at most some thousand products
+# of the largest value: float32 rounding of sums of some 80, where ReLU6 leaves 6 of them
+TOLERANCE = 4e-6
 
 HARDSWISH, HARDSIGMOID = Activation("hardswish"), Activation("hardsigmoid")
 SAME, HALF = (1, 1, 1, 1), (0, 0, 1, 1)
