@@ -40,6 +40,8 @@ class ConvKnobs:
         ``pixels`` (a row of pixels stays in cache while the panels pass).
     parallel: spread rows x groups over the threads; serial pays for small operators.
     prefetch: while one weight panel is used, bring the next into L2.
+    depth: blocks of input channels per pass over the pixels (0: all in one). Several passes keep
+        a part of a large kernel's panel in cache for all pixels; the sums rest in the output.
     """
 
     pixels: int
@@ -49,6 +51,7 @@ class ConvKnobs:
     order: str = "channels"
     parallel: bool = False
     prefetch: bool = False
+    depth: int = 0
 
 
 @dataclass(frozen=True)
@@ -213,6 +216,14 @@ def build(
 
 
 @dataclass(frozen=True)
+class Blocks:
+    """The blocks of input channels of one pass: the first, and all their widths."""
+
+    first: Expr
+    widths: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Tile:
     """One register tile: where it is, and its sums by (pixel, vector)."""
 
@@ -226,6 +237,7 @@ class Tile:
     starts: list[int]  # their first channels within the group
     panel: Expr  # where the group's weights start
     sums: Registers
+    blocks: Blocks | None = None  # of one of several passes; None: all input channels at once
 
     @property
     def width(self) -> int:
@@ -274,23 +286,69 @@ class Nest:
         groups = [blocks[i : i + knobs.vectors] for i in range(0, len(blocks), knobs.vectors)]
         n_rows = problem.rows[-1].stop
 
-        def group_of(image: Expr, row: Expr, group: Expr) -> None:
+        def by_width(group: Expr, work: Callable[[list[int]], None]) -> None:
             # only the last group can be narrower: two bodies at most
             full = len(groups) if groups[-1] == groups[0] else len(groups) - 1
-            cases = [(full, lambda: self.row(image, row, group, groups[0]))] if full else []
+            cases = [(full, lambda: work(groups[0]))] if full else []
             if full < len(groups):
-                cases.append((len(groups), lambda: self.row(image, row, group, groups[-1])))
+                cases.append((len(groups), lambda: work(groups[-1])))
             switch(group, cases)
+
+        if knobs.depth:
+
+            def passes(image: Expr, group: Expr, _: Expr) -> None:
+                by_width(group, lambda widths: self.passes(image, group, widths))
+
+            return len(groups), 1, passes
 
         channels_outer = knobs.order == "channels"
         outer, inner = (len(groups), n_rows) if channels_outer else (n_rows, len(groups))
 
         def item(image: Expr, i: Expr, j: Expr) -> None:
-            group_of(image, *((j, i) if channels_outer else (i, j)))
+            row, group = (j, i) if channels_outer else (i, j)
+            by_width(group, lambda widths: self.row(image, row, group, widths))
 
         return outer, inner, item
 
-    def row(self, image: Expr, row: Expr, group: Expr, widths: list[int]) -> None:
+    def passes(self, image: Expr, group: Expr, widths: list[int]) -> None:
+        """One group of output channels, `depth` blocks of input channels at a time."""
+        problem, depth = self.problem, self.knobs.depth
+        blocks = problem.in_blocks
+        full = sum(1 for width in blocks if width == blocks[0]) // depth
+        n_rows = problem.rows[-1].stop
+
+        def all_rows(first: Expr, part: tuple[int, ...]) -> None:
+            loop(n_rows, lambda r: self.row(image, r, group, widths, Blocks(first, part)))
+
+        def each_vector(work: Callable[[list[Expr], Expr, int], None]) -> None:
+            def pixel(p: Expr) -> None:
+                for v, width in enumerate(widths):
+                    channel = (group * self.knobs.vectors + v) * problem.out_blocks[0]
+                    where = [image, vector(channel * problem.out_pixels + p * width, width)]
+                    work(where, channel, width)
+
+            loop(problem.out_pixels, pixel)
+
+        def start(where: list[Expr], channel: Expr, width: int) -> None:
+            T.buffer_store(self.y, self.bias[vector(channel, width)], where)
+
+        def finish(where: list[Expr], channel: Expr, width: int) -> None:
+            T.buffer_store(self.y, self.finished(self.y[tuple(where)], where, width), where)
+
+        each_vector(start)
+        loop(full, lambda i: all_rows(i * depth, blocks[:depth]))
+        if rest := blocks[full * depth :]:
+            all_rows(full * depth, rest)
+        each_vector(finish)
+
+    def row(
+        self,
+        image: Expr,
+        row: Expr,
+        group: Expr,
+        widths: list[int],
+        blocks: Blocks | None = None,
+    ) -> None:
         """All tiles of one output row for one group of output channels."""
         lanes = self.problem.out_blocks[0]
         group_width = self.knobs.vectors * lanes
@@ -321,6 +379,7 @@ class Nest:
                                         for v, w in enumerate(widths)
                                     }
                                 ),
+                                blocks=blocks,
                             )
                         )
 
@@ -330,34 +389,50 @@ class Nest:
         switch(row, cases)
 
     def tile(self, tile: Tile) -> None:
-        """One register tile: sums start from the bias, end through residual and activation."""
+        """One register tile: sums start from the bias, end through residual and activation.
+
+        In one of several passes they start from the output and end there.
+        """
         problem = self.problem
-        for p, v in tile.sums:
-            channel = tile.channel + tile.starts[v]
-            tile.sums[p, v] = self.bias[vector(channel, tile.widths[v])]
-        self.accumulate(tile)
         out_pixel = tile.row * problem.out_row + tile.column
         if self.strip is not None:
             out_pixel += self.strip
-        for p, v in tile.sums:
+
+        def where(p: int, v: int) -> list[Expr]:
             channel, width = tile.channel + tile.starts[v], tile.widths[v]
             if problem.plain:
                 offset = (out_pixel + p) * problem.out_channels + channel
             else:
                 offset = channel * problem.out_pixels + (out_pixel + p) * width
-            where = [tile.image, vector(offset, width)]
+            return [tile.image, vector(offset, width)]
+
+        for p, v in tile.sums:
+            if tile.blocks is None:
+                tile.sums[p, v] = self.bias[vector(tile.channel + tile.starts[v], tile.widths[v])]
+            else:
+                tile.sums[p, v] = self.y[tuple(where(p, v))]
+        self.accumulate(tile)
+        for p, v in tile.sums:
             value = tile.sums[p, v]
-            if self.residual is not None:
-                value = value + self.residual[tuple(where)]
-            T.buffer_store(self.y, activate(value, self.spec.activation, width), where)
+            if tile.blocks is None:
+                value = self.finished(value, where(p, v), tile.widths[v])
+            T.buffer_store(self.y, value, where(p, v))
+
+    def finished(self, value: Expr, where: list[Expr], width: int) -> Expr:
+        """A sum with residual and activation."""
+        if self.residual is not None:
+            value = value + self.residual[tuple(where)]
+        return activate(value, self.spec.activation, width)
 
     def accumulate(self, tile: Tile) -> None:
-        """Add all input channels and taps to a tile's sums."""
-        blocks = self.problem.in_blocks
+        """Add the input channels of a tile's pass, or all, and all taps to its sums."""
+        first, blocks = 0, self.problem.in_blocks
+        if tile.blocks is not None:
+            first, blocks = tile.blocks.first, tile.blocks.widths
         full = sum(1 for width in blocks if width == blocks[0])
-        loop(full, lambda b: self.in_block(tile, b, blocks[0]))
+        loop(full, lambda b: self.in_block(tile, first + b, blocks[0]))
         for b in range(full, len(blocks)):
-            self.in_block(tile, b, blocks[b])
+            self.in_block(tile, first + b, blocks[b])
 
     def in_block(self, tile: Tile, block: Expr, width: int) -> None:
         """Add one block of input channels to a tile, kernel row by kernel row."""
@@ -405,19 +480,26 @@ class Nest:
             loop(width // unroll, in_channels)
 
     def prefetch_next_panel(self, tile: Tile, block: Expr) -> None:
-        """This tile's share of the next panel, spread over its input blocks."""
+        """This tile's share of the next panel, or of the next pass, spread over its blocks."""
         problem = self.problem
         per_channel = problem.in_channels * problem.taps
         # the tiles that pass over this panel before the next: of one row, or of all
         row_alone = self.knobs.order == "pixels"
         tiles = max(1, (problem.out_row if row_alone else problem.out_pixels) // tile.run.pixels)
+        start = tile.panel + per_channel * tile.width
+        blocks = problem.in_blocks
+        if tile.blocks is not None:
+            blocks = tile.blocks.widths
+            per_channel = sum(blocks) * problem.taps
+            behind = tile.blocks.first * problem.in_blocks[0] * problem.taps + per_channel
+            start = tile.panel + behind * tile.width
+            block -= tile.blocks.first
         panel_lines = -(-per_channel * tile.width // LINE)
         tile_lines = -(-panel_lines // tiles)
-        block_lines = -(-tile_lines // len(problem.in_blocks))
+        block_lines = -(-tile_lines // len(blocks))
         first = tile.column if row_alone else tile.row * problem.out_row + tile.column
         number = first // tile.run.pixels
-        start = tile.panel + per_channel * tile.width
-        last = problem.out_channels * per_channel - 1
+        last = problem.out_channels * problem.in_channels * problem.taps - 1
         for i in range(block_lines):
             at = start + (number * tile_lines + block * block_lines + i) * LINE
             prefetch(self.weight, T.min(at, last))

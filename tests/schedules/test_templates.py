@@ -119,6 +119,19 @@ def test_convolution_knobs_change_no_number(order, parallel, row_tiles, prefetch
         assert case(spec).error(function, target, pack) < TOLERANCE
 
 
+@pytest.mark.parametrize(("parallel", "depth"), [(False, 1), (False, 2), (True, 3)])
+def test_convolution_in_passes_changes_no_number(parallel, depth, case):
+    target = targets.load("x86-64-v3")
+    for spec in (
+        ConvSpec(2, 43, 7, 7, 44, (3, 3), padding=(1, 1, 1, 1), lanes=8, residual=True),
+        ConvSpec(1, 40, 9, 7, 20, (5, 3), (2, 2), (2, 0, 1, 1), lanes=8, activation=RELU6),
+    ):
+        knobs = convolution.ConvKnobs(5, 2, parallel=parallel, prefetch=True, depth=depth)
+        function = convolution.build(spec, knobs)
+        pack = lambda w, _, spec=spec, knobs=knobs: convolution.pack_weight(spec, knobs, w)  # noqa: E731
+        assert case(spec).error(function, target, pack) < TOLERANCE
+
+
 @pytest.mark.parametrize("rows", [0, 1, 2, 5])
 @pytest.mark.parametrize("pixels", [1, 3, 9])
 def test_depthwise_knobs_change_no_number(pixels, rows, case):
