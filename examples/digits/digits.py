@@ -24,7 +24,7 @@ from torch.nn import functional
 
 import tvm_mobilenet as tm
 from tvm_mobilenet import frontend, models, targets
-from tvm_mobilenet.deploy import emulate
+from tvm_mobilenet.deploy import build, emulate
 from tvm_mobilenet.errors import ParityError, TvmMobilenetError
 from tvm_mobilenet.parity import Sample, judge
 from tvm_mobilenet.parity.reference import evaluate
@@ -111,7 +111,7 @@ def measure(
     onnx: Path, name: str, bundle: Path, references: list[Sample], truth: np.ndarray
 ) -> Row:
     """Build for one target and classify the held-out digits with the bundle."""
-    tm.build(onnx, target=name, output=bundle, mean=[0.5], std=[0.5])
+    build(onnx, target=name, output=bundle, mean=[0.5], std=[0.5])
     outputs, where = compiled_scores(bundle, targets.load(name), references)
     report = judge(outputs, references)
     if not report.passed:
