@@ -342,6 +342,7 @@ KINDS: dict[str, tuple[str, Callable[[Path], None], Mutate, int]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_file_is_taken_or_refused_with_one_line(kind: str, tmp_path: Path) -> None:
     name, take, mutate, count = KINDS[kind]
