@@ -176,9 +176,7 @@ def report(rows: list[dict[str, Any]], cpu: str) -> None:
     """The figures on stdout."""
     write = sys.stdout.write
     write(f"{TARGET} on {machine.cpu_name()}, llvm-mca's {cpu}; regret of the predicted best\n")
-    write(
-        f"{'kind':10} {'n':>3} {'rho':>6} {'regret':>7} {'choice':>7} {'analytic':>8} operator\n"
-    )
+    write(f"{'kind':10} {'n':>3} {'rho':>6} {'regret':>7} {'choice':>7} {'analytic':>8} operator\n")
     kinds: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         seconds, cycles = np.array(row["seconds"]), np.array(row["cycles"])

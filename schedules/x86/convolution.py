@@ -240,7 +240,7 @@ def pass_depth(
     a sixteenth: 1.9 times as fast at 7x7x1024 to 1024, 1.08 at 14x14x512 to 512 on one thread.
     """
     l2 = target.l2_kib * 1024
-    if spec.kind != "conv" or panel <= l2 // 4:
+    if isinstance(spec, DenseSpec) or spec.kind != "conv" or panel <= l2 // 4:
         return 0
     groups = -(-len(channel_blocks(spec.out_channels, spec.lanes)) // vectors)
     if threads and spec.batch * groups < 4 * target.cores:
