@@ -13,12 +13,14 @@ if TYPE_CHECKING:
 
 
 def schedule(function: tirx.PrimFunc, target: TargetSpec) -> tirx.PrimFunc:
-    """``function`` with threads bound by the first of DLight's rules that applies."""
+    """``function`` with threads bound by the first of DLight's rules that applies.
+
+    Without GEMV: its kernel of 1000 outputs writes beyond them.
+    """
     rules = dlight.gpu
     with target.tvm_target():
         mod = dlight.ApplyDefaultSchedule(
             rules.Matmul(),
-            rules.GEMV(),
             rules.Reduction(),
             rules.GeneralReduction(),
             rules.Fallback(),

@@ -57,6 +57,18 @@ def test_the_loader_picks_the_best_that_runs_here(fat: Path, built: Path) -> Non
     assert deploy.validate_bundle(fat).passed
 
 
+def test_a_gpu_variant_needs_a_gpu(
+    variant: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    features = sorted(host.cpu_features() or ())
+    bundles = [variant("gpu", kind="cuda", cpu_features=features), variant("plain")]
+    fat = merge(bundles, tmp_path / "fat")
+    assert [v.target for v in manifest.variants(fat)] == ["gpu", "plain"]
+    for reason, chosen in (("no driver", "plain"), (None, "gpu")):
+        monkeypatch.setattr("tvm_mobilenet.runtime.cuda.why_not_here", lambda r=reason: r)
+        assert manifest.choose(fat) == fat / chosen
+
+
 def test_nothing_for_this_machine_names_the_reasons(
     variant: Callable[..., Path], tmp_path: Path
 ) -> None:

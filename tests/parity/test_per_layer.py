@@ -143,3 +143,5 @@ def test_cross_bundle_is_judged_under_qemu(
     assert {row["inputs"] for row in parity["outputs"]} == {"samples", *KINDS}
     assert main([*asked, "--per-layer"]) == 3
     assert "only outputs are compared" in capsys.readouterr().err
+    assert main(["validate", str(model), "--target", "rpi4", "--per-layer"]) == 3
+    assert "without --per-layer" in capsys.readouterr().err

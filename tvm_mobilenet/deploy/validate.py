@@ -181,10 +181,19 @@ def validate_model(
     threads: int | None = None,
     progress: Progress,
 ) -> ParityReport:
-    """Compile a model for a target and judge it; nothing is kept."""
+    """Compile a model for a target and judge it; nothing is kept.
+
+    Raises InputError for `layers` where this machine cannot run the target's code itself.
+    """
+    from tvm_mobilenet.deploy import toolchain
     from tvm_mobilenet.deploy.builder import compile_and_prove, preprocessing_of
     from tvm_mobilenet.tuning.records import applicable
 
+    if layers and (target.gpu is not None or toolchain.is_cross(target)):
+        raise InputError(
+            f"{target.name}: operators are compared where this machine runs them itself; build a "
+            "bundle and compare on the board with --rpc, or outputs alone without --per-layer"
+        )
     references = (inputs or Inputs()).references(imported, preprocessing_of(imported))
     usual = [sample.inputs for sample in references if sample.kind == SAMPLES]
     with tempfile.TemporaryDirectory(prefix="tvm-mobilenet-") as folder:

@@ -147,6 +147,12 @@ def choose(directory: Path) -> Path:
             reasons.append(f"{variant.target}: {reason}")
             continue
         check_variant(directory, variant)
+        if read(directory / variant.path).kind == "cuda":
+            from tvm_mobilenet.runtime import cuda
+
+            if (reason := cuda.why_not_here()) is not None:
+                reasons.append(f"{variant.target}: {reason}")
+                continue
         return directory / variant.path
     raise InputError(f"{directory}: has nothing for this machine ({'; '.join(reasons)})")
 
