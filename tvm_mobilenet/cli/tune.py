@@ -12,7 +12,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tvm_mobilenet.cli.common import (
     MODEL_HELP,
@@ -157,19 +157,7 @@ def _measured(args: argparse.Namespace) -> Outcome:
     from tvm_mobilenet.tuning.tune import tune
 
     return tune(
-        args.model,
-        target=args.target,
-        trials=args.trials,
-        seconds=args.budget,
-        logs=args.logs,
-        threads=args.threads,
-        rpc_tracker=args.rpc_tracker,
-        rpc_key=args.rpc_key,
-        seed=args.seed,
-        info=args.console.info,
-        warn=args.console.warn,
-        progress=args.console.progress,
-        **model_options(args),
+        args.model, rpc_tracker=args.rpc_tracker, rpc_key=args.rpc_key, **_search_options(args)
     )
 
 
@@ -178,19 +166,22 @@ def _static(args: argparse.Namespace) -> Outcome:
 
     if args.space == "sketch" or args.rpc_tracker or args.rpc_key:
         raise UsageError("--static is for --space template, and uses no device")
-    return tune_static(
-        args.model,
-        target=args.target,
-        trials=args.trials,
-        seconds=args.budget,
-        logs=args.logs,
-        threads=args.threads,
-        seed=args.seed,
-        info=args.console.info,
-        warn=args.console.warn,
-        progress=args.console.progress,
+    return tune_static(args.model, **_search_options(args))
+
+
+def _search_options(args: argparse.Namespace) -> dict[str, Any]:
+    return {
+        "target": args.target,
+        "trials": args.trials,
+        "seconds": args.budget,
+        "logs": args.logs,
+        "threads": args.threads,
+        "seed": args.seed,
+        "info": args.console.info,
+        "warn": args.console.warn,
+        "progress": args.console.progress,
         **model_options(args),
-    )
+    }
 
 
 def _sketch(args: argparse.Namespace) -> int:
