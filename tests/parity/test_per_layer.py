@@ -16,9 +16,10 @@ from tvm_mobilenet import frontend, targets
 from tvm_mobilenet.cli import main
 from tvm_mobilenet.compiler_pass.pipeline import compile_model
 from tvm_mobilenet.deploy.library import export_library
+from tvm_mobilenet.deploy.network import Network
 from tvm_mobilenet.deploy.validate import operators_of, program_of
 from tvm_mobilenet.errors import InputError
-from tvm_mobilenet.parity import samples
+from tvm_mobilenet.parity import cuda_network, samples
 from tvm_mobilenet.parity.adversarial import KINDS, adversarial
 from tvm_mobilenet.parity.layout import from_blocked, to_blocked
 from tvm_mobilenet.parity.per_layer import per_layer
@@ -145,3 +146,45 @@ def test_cross_bundle_is_judged_under_qemu(
     assert "only outputs are compared" in capsys.readouterr().err
     assert main(["validate", str(model), "--target", "rpi4", "--per-layer"]) == 3
     assert "without --per-layer" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_gpu_is_judged_by_emulated_kernels(
+    small_network: onnx.ModelProto,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = tmp_path / "s.onnx"
+    onnx.save(small_network, model)
+    asked = ["validate", str(model), "--target", "cuda-sm90", "--per-layer", "--adversarial"]
+    code = main([*asked, "--json"])
+    parity = json.loads(capsys.readouterr().out)["parity"]
+    assert parity["machine"] == "emulation of its CUDA kernels on this CPU"
+    assert {row["inputs"] for row in parity["outputs"]} == {"samples", *KINDS}
+    operators = parity["layers"]["operators"]
+    kinds = ["stem", "separable", "separable", "pool", "dense"]
+    assert [row["kind"] for row in operators] == kinds
+    assert all(row["propagated"]["passed"] and row["isolated"]["passed"] for row in operators)
+    assert code == 0
+
+    real = cuda_network._weights
+
+    def wrong(network: Network) -> dict[str, np.ndarray]:
+        """A weight of the second operator is another one."""
+        weights = real(network)
+        first = next(i for i in network.calls[1][1] if network.tensors[i].place == "Weights")
+        changed = weights[f"weights {first}"].copy()
+        changed.flat[0] += 1.0
+        return weights | {f"weights {first}": changed}
+
+    monkeypatch.setattr(cuda_network, "_weights", wrong)
+    assert main([*asked, "--json"]) == 5
+    captured = capsys.readouterr()
+    assert "operator 1 separable_0" in captured.err
+    operators = json.loads(captured.out)["parity"]["layers"]["operators"]
+    assert [row["isolated"]["passed"] for row in operators] == [True, False, True, True, True]
+    assert not any(row["propagated"]["passed"] for row in operators[1:])
+    repro = tmp_path / "repro"
+    assert main(["validate", str(model), "--target", "cuda-sm90", "--bisect", str(repro)]) == 3
+    assert "on this machine's CPU" in capsys.readouterr().err

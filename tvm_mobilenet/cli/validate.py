@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from tvm_mobilenet.parity import ParityReport, Verdict
     from tvm_mobilenet.parity.per_layer import PerLayerReport
     from tvm_mobilenet.profiling.remote import Device
+    from tvm_mobilenet.targets import TargetSpec
 
 HELP = (
     "Hold a bundle, or a model compiled for the occasion, against PyTorch. The judge is PyTorch at "
@@ -132,6 +133,7 @@ def run(args: argparse.Namespace) -> int:
         if args.rpc or args.rpc_tracker:
             raise UsageError("--bisect builds and runs on this machine: leave --rpc out")
         check_directory(args.bisect)
+        _target_to_bisect(args)
     report = api.validate(
         args.subject,
         target=args.target,
@@ -180,19 +182,15 @@ def _device(args: argparse.Namespace) -> Device | None:
 
 def _bisect(args: argparse.Namespace, report: ParityReport) -> str:
     """The finding in a line, with where its repro lies."""
-    from tvm_mobilenet import frontend, targets
+    from tvm_mobilenet import frontend
     from tvm_mobilenet.parity.bisect import bisect
     from tvm_mobilenet.parity.repro import write_repro
-    from tvm_mobilenet.runtime import manifest
     from tvm_mobilenet.tuning.records import applicable
 
     layers = report.layers
     if layers is None or layers.passed:
         return "no operator is at fault: the entry that was traced is right"
-    name = args.target
-    if Path(args.subject).is_dir():
-        name = manifest.read(Path(args.subject)).document["target"]["name"]
-    target = targets.load(name)
+    target = _target_to_bisect(args)
     imported = frontend.load_model(
         args.against or args.subject, exporter=args.exporter, **model_options(args)
     )
@@ -200,6 +198,25 @@ def _bisect(args: argparse.Namespace, report: ParityReport) -> str:
     finding = bisect(imported, target, layers, records=records, progress=args.console.info)
     path = write_repro(finding, target, args.bisect, model=imported.name, records=records)
     return f"{finding.summary()}; see {path}/README.md"
+
+
+def _target_to_bisect(args: argparse.Namespace) -> TargetSpec:
+    """What the subject is for. Raises InputError for another kind of machine, or a GPU."""
+    from tvm_mobilenet import targets
+    from tvm_mobilenet.deploy.toolchain import is_cross
+    from tvm_mobilenet.errors import InputError
+    from tvm_mobilenet.runtime import manifest
+
+    name = args.target
+    if Path(args.subject).is_dir():
+        name = manifest.read(Path(args.subject)).document["target"]["name"]
+    target = targets.load(name)
+    if target.gpu is not None or is_cross(target):
+        raise InputError(
+            f"--bisect runs parts of the network on this machine's CPU, and {target.name} is "
+            "another machine: --per-layer says which operator is at fault"
+        )
+    return target
 
 
 def _self_test(args: argparse.Namespace) -> int:

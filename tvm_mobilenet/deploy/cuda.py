@@ -20,6 +20,7 @@ from tvm_mobilenet.runtime import cuda, nvrtc
 if TYPE_CHECKING:
     from tvm_mobilenet.compiler_pass.pipeline import Compiled
     from tvm_mobilenet.parity import ParityReport, Sample
+    from tvm_mobilenet.parity.per_layer import PerLayerReport, Trace
     from tvm_mobilenet.targets import TargetSpec
 
 SCHEMA_VERSION = 1
@@ -195,12 +196,14 @@ def read_kernels(bundle: Path) -> Mapping[str, Any]:
 
 
 def prove(
-    compiled: Compiled, references: Sequence[Sample], progress: Callable[[str], None]
+    compiled: Compiled,
+    references: Sequence[Sample],
+    progress: Callable[[str], None],
+    layers: Callable[[Trace], PerLayerReport] | None = None,
 ) -> ParityReport:
     """Judge a network on this CPU, kernel by kernel; what is too much work for that is not judged.
 
-    The first sample alone: a kernel takes the same way through its code on every input. Raises
-    KernelError when a kernel breaks a rule of CUDA.
+    layers: see `parity.cuda_network.prove`. Raises KernelError when a kernel breaks a rule of CUDA.
     """
     from tvm_mobilenet.parity import ParityReport, cuda_network
 
@@ -212,8 +215,9 @@ def prove(
             not_checked=f"it needs a GPU, and {cuda.why_not_here()}; {work / 1e9:.1f} G mult-adds "
             f"are too many for emulation, which ends at {EMULATION_LIMIT / 1e9:.1f} G",
         )
-    progress(f"emulating {work / 1e6:.0f} M mult-adds of its CUDA kernels on this CPU")
-    return cuda_network.prove(compiled, references[:1])
+    times = f"{len(references)} times " if len(references) > 1 else ""
+    progress(f"emulating {times}{work / 1e6:.0f} M mult-adds of its CUDA kernels on this CPU")
+    return cuda_network.prove(compiled, references, layers)
 
 
 def _number(arch: str) -> int:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from tvm_mobilenet.deploy.builder import Progress
     from tvm_mobilenet.frontend import ImportedModel
     from tvm_mobilenet.profiling.remote import Device
+    from tvm_mobilenet.schedules.base import Records
     from tvm_mobilenet.targets import TargetSpec
 
 FRESH_SEED = 1  # the samples stored in a bundle have seed 0
@@ -183,18 +184,23 @@ def validate_model(
 ) -> ParityReport:
     """Compile a model for a target and judge it; nothing is kept.
 
-    Raises InputError for `layers` where this machine cannot run the target's code itself.
+    A GPU's kernels are emulated on this CPU where it has none, and for `layers` in any case. Raises
+    InputError for `layers` of another kind of machine.
     """
     from tvm_mobilenet.deploy import toolchain
     from tvm_mobilenet.deploy.builder import compile_and_prove, preprocessing_of
+    from tvm_mobilenet.runtime import cuda
     from tvm_mobilenet.tuning.records import applicable
 
-    if layers and (target.gpu is not None or toolchain.is_cross(target)):
+    if layers and target.gpu is None and toolchain.is_cross(target):
         raise InputError(
             f"{target.name}: operators are compared where this machine runs them itself; build a "
             "bundle and compare on the board with --rpc, or outputs alone without --per-layer"
         )
     references = (inputs or Inputs()).references(imported, preprocessing_of(imported))
+    records = applicable(target, threads or target.cores)
+    if target.gpu is not None and (layers or cuda.why_not_here()):
+        return _judge_emulated(imported, target, references, records, layers, progress)
     usual = [sample.inputs for sample in references if sample.kind == SAMPLES]
     with tempfile.TemporaryDirectory(prefix="tvm-mobilenet-") as folder:
         library = Path(folder) / manifest.LIBRARY
@@ -202,16 +208,17 @@ def validate_model(
             imported,
             target,
             library,
-            inputs=usual if target.gpu is not None else usual[:1],
+            inputs=usual[:1],
             threads=threads,
-            records=applicable(target, threads or target.cores),
+            records=records,
             progress=progress,
         )
-        if not proven.parity.checked or target.gpu is not None:
+        if not proven.parity.checked:
             return proven.parity
         if proven.runner is not None:
             return emulate.prove(proven.runner.path, target, references)
-        program = program_of(proven.compiled, library, threads)
+        images = Path(folder) / cuda.DIRECTORY if target.gpu is not None else None
+        program = program_of(proven.compiled, library, threads, images)
         report = judge([program.run(sample.inputs) for sample in references], references)
         if layers:
             progress("comparing every operator")
@@ -219,6 +226,28 @@ def validate_model(
             found = judge_layers(program.trace, operators, imported, references)
             report = dataclasses.replace(report, layers=found)
         return report
+
+
+def _judge_emulated(
+    imported: ImportedModel,
+    target: TargetSpec,
+    references: Sequence[Sample],
+    records: Records | None,
+    layers: bool,
+    progress: Progress,
+) -> ParityReport:
+    """A GPU's kernels on this CPU, on every input."""
+    from tvm_mobilenet.compiler_pass.pipeline import compile_model
+    from tvm_mobilenet.deploy import cuda
+
+    with cuda.source_only(target):
+        compiled = compile_model(imported, target, records=records, progress=progress)
+
+    def operators(trace: Trace) -> PerLayerReport:
+        progress("comparing every operator")
+        return judge_layers(trace, operators_of(compiled), imported, references)
+
+    return cuda.prove(compiled, references, progress, operators if layers else None)
 
 
 def judge_layers(
@@ -232,8 +261,13 @@ def judge_layers(
     return per_layer(trace, operators, imported, usual[:_LAYER_SAMPLES])
 
 
-def program_of(compiled: Compiled, library: Path, threads: int | None = None) -> Program:
-    """The library that was made of a compiled model, loaded. **Runs its code.**"""
+def program_of(
+    compiled: Compiled, library: Path, threads: int | None = None, gpu: Path | None = None
+) -> Program:
+    """The library that was made of a compiled model, loaded. **Runs its code.**
+
+    gpu: the directory of a GPU's machine code.
+    """
     imported = compiled.imported
     return Program(
         library,
@@ -241,6 +275,7 @@ def program_of(compiled: Compiled, library: Path, threads: int | None = None) ->
         [Tensor(info.name, info.shape, info.dtype) for info in imported.inputs],
         [Tensor(info.name, info.shape, info.dtype) for info in imported.outputs],
         preferred_threads=threads,
+        gpu=gpu,
     )
 
 

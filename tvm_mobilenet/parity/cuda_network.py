@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from .cuda_emulate import Emulator, Step
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
     from tvm_mobilenet.compiler_pass.pipeline import Compiled
     from tvm_mobilenet.deploy.network import Network, Tensor
+
+    from .per_layer import PerLayerReport, Trace
 
 MACHINE = "emulation of its CUDA kernels on this CPU"
 
@@ -42,9 +45,10 @@ class NetworkEmulator:
 
         self._imported = compiled.imported
         self._network = plan(compiled.planned)
-        functions = lower(compiled.kernels, compiled.target).functions
+        self._results = [operator.result for operator in compiled.operators]
+        self._functions = lower(compiled.kernels, compiled.target).functions
         self._names, self._others, self._steps = _steps(
-            self._network, functions, len(self._imported.inputs)
+            self._network, self._functions, len(self._imported.inputs)
         )
         self._emulator = Emulator(cuda_source(compiled.executable))
 
@@ -61,11 +65,7 @@ class NetworkEmulator:
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """One inference: inputs by name to outputs by name. Raises KernelError."""
-        values = {
-            f"input {i}": inputs[info.name].astype(info.dtype, copy=False)
-            for i, info in enumerate(self._imported.inputs)
-        }
-        values |= _weights(self._network)
+        values = self._given(inputs)
         names = [self._names[number] for number in self._network.outputs]
         results = self._emulator.run(values, self._others, self._steps, names)
         shapes = [self._network.tensors[number].shape for number in self._network.outputs]
@@ -74,6 +74,46 @@ class NetworkEmulator:
             for info, name, shape in zip(self._imported.outputs, names, shapes, strict=True)
         }
 
+    def trace(
+        self, inputs: Mapping[str, np.ndarray], trace: np.ndarray, feed: np.ndarray
+    ) -> np.ndarray:
+        """Every operator's result, as `compiler_pass.traced_entry` gives it on a CPU.
+
+        Where `feed` has a number other than 0 for an operator, those after it read what `trace`
+        holds in its place instead of what it made. Raises KernelError.
+        """
+        fed = {
+            position: f"fed {position}"
+            for position, result in enumerate(self._results)
+            if result and result.elements and feed[position]
+        }
+        _, others, steps = _steps(
+            self._network, self._functions, len(self._imported.inputs), replaced=fed
+        )
+        values = self._given(inputs)
+        places, made = [], []
+        for position, result in enumerate(self._results):
+            if result is None or not result.elements:
+                continue
+            place = slice(result.offset, result.offset + result.elements)
+            places.append(place)
+            made.append(_made(self._network, position))
+            if position in fed:
+                values[fed[position]] = trace[place]
+        found = self._emulator.run(values, others, steps, made)
+        traced = trace.copy()
+        for place, name in zip(places, made, strict=True):
+            traced[place] = found[name].reshape(-1)
+        return traced
+
+    def _given(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """What holds something before the first launch."""
+        values = {
+            f"input {i}": inputs[info.name].astype(info.dtype, copy=False)
+            for i, info in enumerate(self._imported.inputs)
+        }
+        return values | _weights(self._network)
+
 
 def emulate_network(compiled: Compiled, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """One inference of a network compiled for a GPU; see `NetworkEmulator`."""
@@ -81,14 +121,20 @@ def emulate_network(compiled: Compiled, inputs: Mapping[str, np.ndarray]) -> dic
         return network.run(inputs)
 
 
-def prove(compiled: Compiled, references: Sequence[Sample]) -> ParityReport:
+def prove(
+    compiled: Compiled,
+    references: Sequence[Sample],
+    layers: Callable[[Trace], PerLayerReport] | None = None,
+) -> ParityReport:
     """Judge a network compiled for a GPU by its emulated kernels.
 
-    Raises KernelError when a kernel breaks a rule of CUDA, whatever its numbers.
+    layers: judges its operators too, from `NetworkEmulator.trace`. Raises KernelError when a kernel
+    breaks a rule of CUDA, whatever its numbers.
     """
     with NetworkEmulator(compiled) as network:
         report = judge([network.run(sample.inputs) for sample in references], references)
-    return ParityReport(report.outputs, report.samples, machine=MACHINE)
+        operators = None if layers is None else layers(network.trace)
+    return ParityReport(report.outputs, report.samples, machine=MACHINE, layers=operators)
 
 
 def _weights(network: Network) -> dict[str, np.ndarray]:
@@ -96,12 +142,21 @@ def _weights(network: Network) -> dict[str, np.ndarray]:
     return {f"weights {i}": value for i, value in zip(numbers, network.weights, strict=True)}
 
 
+def _made(network: Network, position: int) -> str:
+    """The buffer that the call at this position writes."""
+    return f"{network.calls[position][0]} {position}"
+
+
 def _steps(
-    network: Network, functions: Mapping[str, HostCode], inputs: int
+    network: Network,
+    functions: Mapping[str, HostCode],
+    inputs: int,
+    replaced: Mapping[int, str] = MappingProxyType({}),
 ) -> tuple[dict[int, str], dict[str, Buffer], list[Step]]:
     """By tensor the emulator's buffer, the buffers that the network writes, the launches.
 
-    inputs: how many of the first tensors are the network's.
+    inputs: how many of the first tensors are the network's. replaced: by the position of a call,
+    the buffer that is read for what it made.
     """
     names: dict[int, str] = {}
     others: dict[str, Buffer] = {}
@@ -127,10 +182,11 @@ def _steps(
         kept = [value for value in live if value.end <= begin or end <= value.begin]
         if any(value.buffer in buffers for value in live if value not in kept):
             raise ValueError(f"the memory plan lets {call} write over what it reads")
-        names[output] = f"{call} {position}"
-        others[names[output]] = Buffer(tensor.shape, tensor.dtype)
+        made = _made(network, position)
+        others[made] = Buffer(tensor.shape, tensor.dtype)
+        names[output] = replaced.get(position, made)
         live = [*kept, _Value(names[output], begin, end)]
-        buffers.append(names[output])
+        buffers.append(made)
         for i, temporary in enumerate(code.temporaries):
             buffers.append(f"{call} {position} temporary {i}")
             others[buffers[-1]] = temporary
