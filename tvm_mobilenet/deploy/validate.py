@@ -95,16 +95,15 @@ def validate_bundle(
         contents = manifest.read(directory)
         manifest.check_files(directory, contents)
         if host.why_not_here(contents.architecture, contents.cpu_features):
-            if layers:
-                raise InputError(
-                    f"{path}: under QEMU only outputs are compared; for operators give the board's "
-                    "--rpc or --rpc-tracker and --rpc-key"
-                )
             from tvm_mobilenet import targets
 
             target = targets.load(str(contents.document["target"]["name"]))
             references = _references(directory, contents, against, inputs)
-            return emulate.prove(directory / emulate.RUNNER, target, references)
+            operators = contents.document["operators"]
+            runner = directory / emulate.RUNNER
+            return _judge_under_qemu(
+                runner, target, references, operators, against if layers else None
+            )
     with Bundle.load(directory, threads=threads) as bundle:
         references = _references(bundle.path, manifest.read(bundle.path), against, inputs)
         report = judge([bundle.program.run(sample.inputs) for sample in references], references)
@@ -140,6 +139,24 @@ def _references(
         against, None if pictures is None else Preprocessing.from_json(pictures)
     )
     return [*stored, *fresh]
+
+
+def _judge_under_qemu(
+    runner: Path,
+    target: TargetSpec,
+    references: Sequence[Sample],
+    operators: Sequence[Mapping[str, object]],
+    imported: ImportedModel | None,
+) -> ParityReport:
+    """Outputs, and where the model is given operators too."""
+    from tvm_mobilenet.deploy import emulate_trace
+
+    report = emulate.prove(runner, target, references)
+    if imported is None or not report.checked:
+        return report
+    trace = emulate_trace.traced(runner, target, [info.name for info in imported.inputs])
+    found = judge_layers(trace, operators, imported, references)
+    return dataclasses.replace(report, layers=found)
 
 
 def _judge_remotely(
@@ -184,19 +201,13 @@ def validate_model(
 ) -> ParityReport:
     """Compile a model for a target and judge it; nothing is kept.
 
-    A GPU's kernels are emulated on this CPU where it has none, and for `layers` in any case. Raises
-    InputError for `layers` of another kind of machine.
+    A GPU's kernels are emulated on this CPU where there is none, and for `layers` in any case;
+    another kind of machine's runner runs under QEMU.
     """
-    from tvm_mobilenet.deploy import toolchain
     from tvm_mobilenet.deploy.builder import compile_and_prove, preprocessing_of
     from tvm_mobilenet.runtime import cuda
     from tvm_mobilenet.tuning.records import applicable
 
-    if layers and target.gpu is None and toolchain.is_cross(target):
-        raise InputError(
-            f"{target.name}: operators are compared where this machine runs them itself; build a "
-            "bundle and compare on the board with --rpc, or outputs alone without --per-layer"
-        )
     references = (inputs or Inputs()).references(imported, preprocessing_of(imported))
     records = applicable(target, threads or target.cores)
     if target.gpu is not None and (layers or cuda.why_not_here()):
@@ -216,7 +227,10 @@ def validate_model(
         if not proven.parity.checked:
             return proven.parity
         if proven.runner is not None:
-            return emulate.prove(proven.runner.path, target, references)
+            operators = operators_of(proven.compiled)
+            return _judge_under_qemu(
+                proven.runner.path, target, references, operators, imported if layers else None
+            )
         images = Path(folder) / cuda.DIRECTORY if target.gpu is not None else None
         program = program_of(proven.compiled, library, threads, images)
         report = judge([program.run(sample.inputs) for sample in references], references)

@@ -1,7 +1,7 @@
 // Runs a bundle without Python: proves parity, measures, classifies.
 //
 //   runner [--check] [--bench N] [--input FILE ...] [--top-k K] [--threads T] [--json]
-//          [--samples FILE] [--outputs FILE] [--no-verify] [--only N] [--bundle DIR]
+//          [--samples FILE] [--outputs FILE] [--no-verify] [--only N] [--trace] [--bundle DIR]
 //
 // --check, which is what it does without any of --bench, --input and --only: runs every sample and
 // holds the outputs against PyTorch's, float32 and float64, by the rule of the build. --bench: N
@@ -9,7 +9,9 @@
 // adds. --input: the best classes for a .npy file, or one of raw little-endian values, one for each
 // input. Every file is compared with its SHA-256 first, unless --no-verify is given. --samples: other
 // samples than the bundle's. --outputs: what came out, as raw values. --only: runs the first sample N
-// times and nothing else, for counting instructions. --bundle: not for a program that has its network
+// times and nothing else, for counting instructions. --trace: runs the first sample and writes every
+// operator's result to --outputs; the samples also hold `trace` and `feed`, as of the entry
+// `main_traced` (compiler_pass/traced_entry.py). --bundle: not for a program that has its network
 // linked in.
 // Exit codes: 0 done; 2 usage; 3 the bundle or a file cannot be used here; 5 parity failed.
 
@@ -29,14 +31,14 @@ namespace {
 
 constexpr char kUsage[] =
     "[--check] [--bench N] [--input FILE ...] [--top-k K] [--threads T] [--json]\n"
-    "       [--samples FILE] [--outputs FILE] [--no-verify] [--only N]"
+    "       [--samples FILE] [--outputs FILE] [--no-verify] [--only N] [--trace]"
 #ifdef BUNDLE_DIRECTORY
     " [--bundle DIR]"
 #endif
     ;
 
 struct Options {
-  bool check = false, json = false, no_verify = false;
+  bool check = false, json = false, no_verify = false, trace = false;
   int bench = 0, only = 0, threads = 0, top_k = 5;
   std::vector<std::string> files;
   std::string bundle, samples, outputs;
@@ -60,7 +62,10 @@ Options parse(int argc, char** argv) {
   options.bundle = BUNDLE_DIRECTORY;
 #endif
   const std::map<std::string, bool*> flags = {
-      {"--check", &options.check}, {"--json", &options.json}, {"--no-verify", &options.no_verify}};
+      {"--check", &options.check},
+      {"--json", &options.json},
+      {"--no-verify", &options.no_verify},
+      {"--trace", &options.trace}};
   const std::map<std::string, int*> numbers = {{"--bench", &options.bench},
                                                {"--only", &options.only},
                                                {"--threads", &options.threads},
@@ -89,7 +94,9 @@ Options parse(int argc, char** argv) {
       options.files.emplace_back(argv[i]);
     }
   }
-  if (options.bench == 0 && options.only == 0 && options.files.empty()) options.check = true;
+  if (options.bench == 0 && options.only == 0 && options.files.empty() && !options.trace) {
+    options.check = true;
+  }
   return options;
 }
 
@@ -164,6 +171,29 @@ std::vector<Errors> check(Session& session, const Model& model, const Samples& s
   return errors;
 }
 
+// One inference with every operator's result, in order; where an operator's `feed` is not 0, what
+// was in the trace goes on in the place of its result.
+void trace(Session& session, Model& model, const Samples& samples, std::ofstream& outputs) {
+  std::vector<char> traced = samples.at("trace").bytes;
+  const npz::Array& feed = samples.at("feed");
+  size_t number = 0, offset = 0;
+  model.observe([&](float* result, size_t elements) {
+    const size_t bytes = elements * sizeof(float);
+    if (number >= feed.size() || offset + bytes > traced.size()) {
+      throw std::runtime_error("the trace is of another network");
+    }
+    const std::vector<char> before(traced.begin() + static_cast<std::ptrdiff_t>(offset),
+                                   traced.begin() + static_cast<std::ptrdiff_t>(offset + bytes));
+    std::memcpy(traced.data() + offset, result, bytes);
+    if (feed[number] != 0) std::memcpy(result, before.data(), bytes);
+    offset += bytes;
+    ++number;
+  });
+  session.run();
+  model.observe(nullptr);
+  outputs.write(traced.data(), static_cast<std::streamsize>(traced.size()));
+}
+
 Latency bench(Session& session, Model& model, int repeat) {
   std::vector<double> times, bare;
   const auto timed = [](std::vector<double>& into, const std::function<void()>& work) {
@@ -231,7 +261,7 @@ int main(int argc, char** argv) {
     Model model(options.bundle, options.threads, !options.no_verify);
     Session session(model);
     Report report(model, options.json);
-    const bool needs_samples = options.check || options.bench > 0 || options.only > 0;
+    const bool needs_samples = options.check || options.bench > 0 || options.only > 0 || options.trace;
     Samples samples;
     if (needs_samples) {
       samples = npz::load(options.samples.empty() ? model.samples : options.samples);
@@ -244,6 +274,11 @@ int main(int argc, char** argv) {
     }
     std::ofstream outputs;
     if (!options.outputs.empty()) outputs.open(options.outputs, std::ios::binary);
+    if (options.trace) {
+      trace(session, model, samples, outputs);
+      if (!outputs.flush()) throw std::runtime_error("--trace needs --outputs that can be written");
+      return 0;
+    }
     bool passed = true;
     if (options.check) {
       int count = 0;

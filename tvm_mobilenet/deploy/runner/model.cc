@@ -273,3 +273,7 @@ void Model::bare_call() {
   ffi::Any result;
   engine_->call(&result);
 }
+
+void Model::observe(std::function<void(float*, size_t)>) {
+  throw std::runtime_error("--trace is for a program that has its network linked in");
+}

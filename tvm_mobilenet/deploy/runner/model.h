@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <new>
@@ -30,6 +31,11 @@ class Model {
 
   // The compiled network alone on the inputs of the last run: what `run` is measured against.
   void bare_call();
+
+  // After each operator of `run` this gets its float32 result, to read and to change, and the
+  // result's size; no elements for a result of another type. Throws std::runtime_error where the
+  // network is not linked in.
+  void observe(std::function<void(float* result, size_t elements)> observer);
 
   std::vector<TensorInfo> inputs, outputs;
   std::string name, target, samples;  // samples: a file

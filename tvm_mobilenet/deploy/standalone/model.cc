@@ -124,6 +124,11 @@ struct Model::Engine {
         throw std::runtime_error(std::string(network::calls[i].name) + ": " +
                                  runtime::last_error());
       }
+      if (observer) {
+        const DLTensor& made = *static_cast<const DLTensor*>(arguments[i].back().v_ptr);
+        const bool traced = made.dtype.code == kDLFloat && made.dtype.bits == 32;
+        observer(static_cast<float*>(made.data), traced ? bytes_of(made) / sizeof(float) : 0);
+      }
     }
     operator_begins();
   }
@@ -138,6 +143,7 @@ struct Model::Engine {
   std::vector<DLTensor> views;
   std::vector<std::vector<Place>> inputs;  // for each input the views of its memory
   std::vector<std::vector<TVMFFIAny>> arguments;
+  std::function<void(float*, size_t)> observer;
 };
 
 Model::Model(const std::string& bundle, int threads_, bool verify)
@@ -177,3 +183,7 @@ void Model::run(const void* const* in, void* const* out) {
 }
 
 void Model::bare_call() { engine_->call(); }
+
+void Model::observe(std::function<void(float*, size_t)> observer) {
+  engine_->observer = std::move(observer);
+}
