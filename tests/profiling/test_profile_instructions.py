@@ -1,14 +1,16 @@
-"""Executed instructions in the place of times: rows, files and the command; the counts are made up.
+"""Executed instructions in the place of times: rows, files, command; most counts are made up.
 
-tests/deploy/test_emulate.py counts for real.
+tests/deploy/test_emulate.py counts for real under QEMU; the last tests here by single-stepping.
 """
 
 from __future__ import annotations
 
 import csv
 import json
+import platform
 import re
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from tvm_mobilenet import targets
 from tvm_mobilenet.cli import main
 from tvm_mobilenet.deploy import emulate
 from tvm_mobilenet.deploy.emulate import Instructions
+from tvm_mobilenet.profiling import singlestep
 from tvm_mobilenet.profiling.instructions import InstructionProfile, profile_instructions
 from tvm_mobilenet.runtime import host
 
@@ -94,3 +97,40 @@ def test_there_is_no_trace_of_counts(
 ) -> None:
     assert main(["profile", str(foreign[0]), "--trace", str(tmp_path / "a")]) == 2
     assert "--rpc" in capsys.readouterr().err and foreign[1] == []
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not (sys.platform == "linux" and platform.machine() == "x86_64"),
+    reason="hardware: steps through x86-64",
+)
+def test_stepping_through_this_machines_own_code(
+    small_bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = []
+    for _ in range(2):
+        assert main(["profile", str(small_bundle), "--instructions", "--json"]) == 0
+        captured = capsys.readouterr()
+        runs.append(json.loads(captured.out))
+    first, second = ({row["index"]: row for row in run["layers"]} for run in runs)
+    assert sorted(first) == [0, 1, 2, 3, 4] and "us a step" in captured.err
+    for index, row in first.items():
+        assert row["instructions"] == second[index]["instructions"] > row["floor"]
+        assert row["instructions"] < 10 * row["floor"] + 5000
+    assert 0 < runs[0]["outside_operators"] < runs[0]["instructions"]
+
+
+def test_stepping_needs_a_compiler_and_one_thread(
+    small_bundle: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    command = ["profile", str(small_bundle), "--instructions"]
+    assert main([*command, "--threads", "2"]) == 2
+    assert "one thread" in capsys.readouterr().err
+    monkeypatch.setattr(singlestep, "check", lambda bundle: None)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CC", raising=False)
+    assert main(command) == 4
+    assert "apt-get install gcc" in capsys.readouterr().err

@@ -28,7 +28,8 @@ HELP = (
     "ROOF is the least time possible (FLOPs at the FMA peak, or bytes at the bandwidth of the "
     "memory that keeps them) over TIME, BOUND what sets it. Entering is the call from Python, "
     "checking arguments and taking memory. Of a bundle for another kind of machine, executed "
-    "instructions are counted under QEMU instead. Loading a bundle runs the code in it."
+    "instructions are counted under QEMU instead, with --instructions of one for this machine too, "
+    "by single-stepping. Loading a bundle runs the code in it."
 )
 _FILES = ("csv", "trace", "html")
 _COLOURS = ((0.7, "32"), (0.4, "33"), (0.0, "31"))  # share of the roofline: green, yellow, red
@@ -63,6 +64,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="of a bundle for a GPU, without one: registers, spills, shared memory, theoretical "
         "occupancy of each kernel, launches; runs nothing",
+    )
+    parser.add_argument(
+        "--instructions",
+        action="store_true",
+        help="count the instructions that each operator executes on one thread, in place of times: "
+        "on x86-64 Linux, steps through one inference, which may take minutes (it says how many)",
     )
     group = parser.add_argument_group("side by side")
     group.add_argument(
@@ -116,7 +123,7 @@ def run(args: argparse.Namespace) -> int:
     for option in _FILES:
         if path := getattr(args, option):
             exports.check_writable(path, f"--{option}")
-    if _only_counted(args):
+    if args.instructions or _only_counted(args):
         return _run_instructions(args)
     measured = _measure(args)
     if args.csv:
@@ -147,13 +154,18 @@ def _only_counted(args: argparse.Namespace) -> bool:
 
 
 def _run_instructions(args: argparse.Namespace) -> int:
-    """Executed instructions under QEMU, in place of times."""
+    """Executed instructions in place of times."""
     from tvm_mobilenet.profiling import exports, html
     from tvm_mobilenet.profiling.instructions import profile_instructions
 
     if args.trace:
-        raise UsageError("--trace is of times: name a device with --rpc or --rpc-tracker")
-    counted = profile_instructions(args.bundles[0], progress=args.console.info)
+        where = "leave out --instructions" if args.instructions else "name a device with --rpc"
+        raise UsageError(f"--trace is of times: {where}")
+    counted = profile_instructions(
+        args.bundles[0],
+        progress=args.console.info,
+        on_operator=args.console.bar("operators"),
+    )
     rows = counted.rows(args.by)
     if args.csv:
         exports.write_csv(counted, args.csv, args.by)
@@ -230,7 +242,10 @@ def _check_arguments(args: argparse.Namespace) -> None:
         raise UsageError("--logs goes with --html, which shows what tuning measured")
     if (args.against is None) != (args.model is None):
         raise UsageError("--against and --model FILE go together")
-    given = [option for option in (*_FILES, "rpc", "rpc_tracker") if getattr(args, option)]
+    if args.instructions and (args.rpc or args.rpc_tracker or (args.threads or 1) > 1):
+        raise UsageError("--instructions counts on one thread of this machine, or under QEMU")
+    options = (*_FILES, "instructions", "rpc", "rpc_tracker")
+    given = [option for option in options if getattr(args, option)]
     if args.by != "layer":
         given.append("by")
     if given and (args.compare or args.against):

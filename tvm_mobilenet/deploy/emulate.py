@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import shutil
 import signal
 import subprocess
@@ -13,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tvm_mobilenet.deploy.toolchain import Toolchain
+from tvm_mobilenet.deploy.toolchain import own_c
 from tvm_mobilenet.errors import InputError, MissingToolError, ParityError
 from tvm_mobilenet.parity import ParityReport, Sample, judge
 from tvm_mobilenet.parity.samples import save_samples
@@ -112,11 +111,7 @@ def executed(machine: Sequence[object], *program: object) -> list[int]:
 
 def compile_plugin(output: Path, source: Path = _PLUGIN) -> None:
     """A plugin for QEMU of its C source. Raises MissingToolError."""
-    compiler = os.environ.get("CC") or next(filter(shutil.which, ("gcc", "cc", "clang")), None)
-    if compiler is None:
-        raise MissingToolError("no C compiler for QEMU's plugin; run: apt-get install gcc")
-    compile_with = Toolchain((compiler,), "this machine's")
-    compile_with.run("-O2", "-shared", "-fPIC", "-o", output, source)
+    own_c().run("-O2", "-shared", "-fPIC", "-o", output, source)
 
 
 def run(command: Sequence[object]) -> None:

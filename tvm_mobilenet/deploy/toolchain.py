@@ -134,6 +134,15 @@ def own() -> Toolchain:
     return Toolchain((command,), "this machine's")
 
 
+def own_c() -> Toolchain:
+    """This machine's own C compiler, $CC or the first one installed; MissingToolError."""
+    command = os.environ.get("CC") or next(filter(shutil.which, ("gcc", "cc", "clang")), None)
+    if command is None or shutil.which(command) is None:
+        missing = f"CC={command} was not found" if command else "no C compiler"
+        raise MissingToolError(f"{missing}; run: apt-get install gcc")
+    return Toolchain((command,), "this machine's")
+
+
 def installed(file: str) -> Path:
     """A file or directory of an installed package, "package/path", without importing that."""
     package, _, rest = file.partition("/")

@@ -1,4 +1,4 @@
-"""What each operator executes, where a bundle's own machine is not at hand: counted under QEMU.
+"""What each operator executes: under QEMU, or of a bundle for this machine by single-stepping.
 
 A count repeats to the last instruction. It is a proxy for time that knows no caches and no latency.
 """
@@ -12,11 +12,15 @@ from typing import Any
 
 from tvm_mobilenet.profiling.layers import layer_kinds, layer_name
 from tvm_mobilenet.profiling.rows import By, grouped, same
-from tvm_mobilenet.runtime import manifest
+from tvm_mobilenet.runtime import host, manifest
 
 NOTE = (
     "instructions are a proxy for time that knows no caches and no latency; 'profile --rpc' times "
     "the operators on the device itself"
+)
+OWN_NOTE = (
+    "instructions are a proxy for time that knows no caches and no latency; 'profile' without "
+    "--instructions times the operators"
 )
 
 
@@ -48,7 +52,7 @@ class InstructionProfile:
     bundle: str
     model: str
     target: str
-    machine: str  # QEMU's command
+    machine: str  # QEMU's command, or singlestep.MACHINE
     total: int
     operators: tuple[OperatorInstructions, ...]
     parity: Mapping[str, Any]
@@ -94,26 +98,47 @@ class InstructionProfile:
 
 
 def profile_instructions(
-    bundle: str | Path, *, progress: Callable[[str], None] | None = None
+    bundle: str | Path,
+    *,
+    progress: Callable[[str], None] | None = None,
+    on_operator: Callable[[int, int], None] | None = None,
 ) -> InstructionProfile:
-    """Count under QEMU what a bundle for another kind of machine executes. **Runs its code there.**
+    """Count what one inference of a bundle executes on one thread. **Runs its code.**
 
-    Raises InputError for what is no such bundle, MissingToolError without QEMU, ParityError when
-    the program is ended by a signal, as by an instruction that the core lacks.
+    Of a bundle for another kind of machine under QEMU, else by stepping through it here: slow
+    (`progress` is told how slow), so `on_operator` gets operators done and in all.
+    Raises InputError for what is no such bundle or where stepping is not allowed, MissingToolError
+    without QEMU or a C compiler, ParityError when QEMU's program is ended by a signal, as by an
+    instruction that the core lacks.
     """
-    from tvm_mobilenet.deploy.emulate import count_instructions, emulator
+    from tvm_mobilenet.deploy import emulate
+    from tvm_mobilenet.profiling import singlestep
 
     directory = Path(bundle)
     contents = manifest.read(directory)
     manifest.check_files(directory, contents, hashes=True)
     document = contents.document
     target = document["target"]
-    machine = " ".join(emulator(target["mtriple"], target.get("qemu_cpu", "")))
-    if progress:
-        progress(f"counting the instructions of {bundle} under {machine}")
-    counted = count_instructions(directory)
     lanes = int(target["vector_bits"]) // 32
     described = document["operators"]
+    own = contents.architecture == host.architecture()
+    machine = singlestep.MACHINE
+    if not own:
+        machine = " ".join(emulate.emulator(target["mtriple"], target.get("qemu_cpu", "")))
+    tell = progress or (lambda text: None)
+    tell(f"counting the instructions of {bundle} under {machine}")
+    if own:
+        least = sum(int(operator["mult_adds"]) for operator in described) / lanes
+        counted = singlestep.count_instructions(
+            directory,
+            on_operator,
+            lambda pace: tell(
+                f"{1e6 * pace:.1f} us a step, at least {least / 1e6:.2f} million steps: "
+                f"{least * pace:.0f} s or more, often twice that"
+            ),
+        )
+    else:
+        counted = emulate.count_instructions(directory)
     kinds = layer_kinds([str(operator["kind"]) for operator in described])
     operators = tuple(
         OperatorInstructions(
@@ -142,6 +167,7 @@ def profile_instructions(
         total=counted.total,
         operators=operators,
         parity=document["parity"],
+        notes=(OWN_NOTE if own else NOTE,),
     )
 
 
