@@ -43,7 +43,7 @@ def transcripts(page: Path = README) -> list[tuple[str, list[str]]]:
 
 def pattern(line: str) -> str:
     """A line without what differs from run to run: its figures and the width of its columns."""
-    return " ".join(re.sub(r"\d+(\.\d+)?", "#", line).split())
+    return " ".join(re.sub(r"(?<!\S)-?\d+(\.\d+)?|\d+(\.\d+)?", "#", line).split())
 
 
 def run_page(page: Path, place: Path) -> None:
