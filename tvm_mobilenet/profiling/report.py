@@ -166,7 +166,7 @@ def report(
     """Build and time the paper's networks on this machine, 21 of them, `quick` four.
 
     keep: a file for what was measured, written as a whole after every network; networks that it
-    has already are not measured again. `on_network` is told (done, total).
+    has already are not measured again.
     A network that fails is left out, and `Report.failures` says why; when the very first one does,
     its error is raised: InputError, ParityError, NothingMeasuredError, MissingToolError. InputError
     also for a `keep` that is no report of the same processor, target, threads and runs.

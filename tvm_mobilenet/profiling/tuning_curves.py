@@ -36,7 +36,9 @@ class Curve:
 
     def row(self) -> dict[str, Any]:
         """Flat, times as `*_us`."""
-        inside = self.network_analytic is not None and self.network_tuned is not None
+        inside = None
+        if self.network_analytic is not None and self.network_tuned is not None:
+            inside = self.network_analytic / self.network_tuned
         return {
             "symbol": self.symbol,
             "rule": self.rule,
@@ -48,7 +50,7 @@ class Curve:
             "network": self.network,
             "network_analytic_us": self.network_analytic,
             "network_tuned_us": self.network_tuned,
-            "network_speed_up": self.network_analytic / self.network_tuned if inside else None,  # type: ignore[operator]
+            "network_speed_up": inside,
         }
 
 
@@ -75,11 +77,12 @@ def curves(bundle: Path, logs: Path | None = None) -> list[Curve]:
     threads = contents.threads or target.cores
     records = applicable(target, threads, logs)
     setting = setting_of(target, threads, "")
-    measured: dict[tuple[str, str], list[float]] = {}
+    measured: dict[tuple[str, str, str], list[float]] = {}
     for place in records.places:
         for entry in MeasuredLog(place).read()[0]:
             if entry.seconds is not None and Setting(**entry.setting).fits(setting):
-                measured.setdefault((entry.operator, entry.rule), []).append(1e6 * entry.seconds)
+                search = entry.operator, entry.rule, entry.space  # predictions stay apart
+                measured.setdefault(search, []).append(1e6 * entry.seconds)
     found = []
     for symbol, spec in specs.items():
         record = records.find(spec, tuned[symbol])
@@ -92,7 +95,7 @@ def curves(bundle: Path, logs: Path | None = None) -> list[Curve]:
                 rule=record.rule,
                 analytic=1e6 * record.baseline_seconds,
                 tuned=1e6 * record.seconds,
-                best=_best_so_far(measured.get((spec, record.rule), [])),
+                best=_best_so_far(measured.get((spec, record.rule, record.space), [])),
                 network=None if inside is None else inside.network,
                 network_analytic=None if inside is None else 1e6 * inside.baseline_seconds,
                 network_tuned=None if inside is None else 1e6 * inside.seconds,

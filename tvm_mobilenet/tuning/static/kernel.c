@@ -1,5 +1,5 @@
-/* Runs one kernel on arguments that are all ones, without TVM's runtime: a first time for the
- * caches, then once more. shapes.h: N_ARGUMENTS and SHAPES, {dimensions, extents...} of each. */
+/* Runs one kernel once on arguments that are all ones, without TVM's runtime.
+ * shapes.h: N_ARGUMENTS and SHAPES, {dimensions, extents...} of each. */
 #include <dlpack/dlpack.h>
 #include <stdlib.h>
 #include <string.h>

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -101,8 +103,6 @@ def tune_static(
     thread, MissingToolError without llvm-mca, QEMU or a compiler for the target, ParityError when
     the network's numbers are wrong.
     """
-    from contextlib import closing
-
     from tvm_mobilenet import frontend, targets
     from tvm_mobilenet.deploy.builder import find_compiler
     from tvm_mobilenet.deploy.emulate import emulator
@@ -115,11 +115,12 @@ def tune_static(
     if not spec.qemu_cpu:
         raise InputError(f"{target}: --static is for targets that QEMU can model; measure here")
     # whatever is missing is said before any long work
-    cycles([["nop"]], spec.mtriple, spec.mca_cpu or spec.mcpu)
+    core = spec.mca_cpu or spec.mcpu
+    cycles([["nop"]], spec.mtriple, core)
     emulator(spec.mtriple, spec.qemu_cpu)
     find_compiler(spec)
     spec = dataclasses.replace(spec, cores=1)
-    place = Place(spec, setting_of(spec, 1, f"llvm-mca {spec.mca_cpu}"), logs or SHIPPED)
+    place = Place(spec, setting_of(spec, 1, f"llvm-mca {core}"), logs or SHIPPED)
     make_directory(place.directory)
     if trials is None and seconds is None:
         seconds = DEFAULT_SECONDS
@@ -155,8 +156,6 @@ def tune_static(
 
 def _prove(imported: Any, target: TargetSpec, chosen: dict[str, Any], info: Any) -> None:
     """Raises ParityError unless the network with these candidates computes what PyTorch does."""
-    import tempfile
-
     from tvm_mobilenet.deploy.builder import compile_and_prove
 
     def records(spec: Spec, rule: str) -> Recorded | None:
