@@ -26,18 +26,23 @@ LINE = 64 // FLOAT_BYTES  # floats of a cache line
 
 
 def prim_func(
-    buffers: Sequence[tuple[str, tuple[int, ...]]],
+    buffers: Sequence[tuple[str, tuple[int, ...]] | tuple[str, tuple[int, ...], str]],
     body: Callable[..., None],
     attrs: dict[str, Any] | None = None,
 ) -> tirx.PrimFunc:
-    """A float32 PrimFunc over ``buffers`` (name, shape); ``body`` is called with them, in order.
+    """A PrimFunc over ``buffers`` (name, shape, type, which is float32 if it is not given).
+
+    ``body`` is called with them, in order.
 
     The body stands in one opaque root block: Relax passes expect a block in every function.
     """
     with IRBuilder() as ib:
         with T.prim_func(s_tir=True):
             T.func_attr({"tirx.noalias": True, **(attrs or {})})
-            args = [T.arg(name, T.buffer(shape, "float32")) for name, shape in buffers]
+            args = [
+                T.arg(name, T.buffer(shape, dtype[0] if dtype else "float32"))
+                for name, shape, *dtype in buffers
+            ]
             with T.sblock("root"):
                 T.reads()
                 T.writes()

@@ -18,9 +18,19 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias, get_args
 
 FLOAT_BYTES = 4
+
+# float32: exact. tf32: float32 in memory, factors of products rounded to 10 bits of mantissa.
+# float16: activations and weights in memory; biases, sums and activation functions are float32.
+Precision: TypeAlias = Literal["float32", "tf32", "float16"]
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+
+
+def storage(precision: Precision) -> str:
+    """Type of activations and weights in memory: ``float32`` or ``float16``."""
+    return "float16" if precision == "float16" else "float32"
 
 
 @dataclass(frozen=True)
@@ -87,6 +97,7 @@ class ConvSpec:
     input_layout: str = "blocked"  # or "nchw"
     activation: Activation = NONE
     residual: bool = False
+    precision: Precision = "float32"
 
     weight_arguments: ClassVar[tuple[int, ...]] = (1,)  # positions in the call
 
@@ -167,6 +178,10 @@ class SeparableSpec:
         return self.depthwise.lanes
 
     @property
+    def precision(self) -> Precision:
+        return self.pointwise.precision
+
+    @property
     def mult_adds(self) -> int:
         return self.depthwise.mult_adds + self.pointwise.mult_adds
 
@@ -184,13 +199,18 @@ class SeparableSpec:
 
 @dataclass(frozen=True)
 class DenseSpec:
-    """Fully connected layer + activation: ``(N, I) x (O, I)^T + (O,) -> (N, O)``, float32."""
+    """Fully connected layer + activation: ``(N, I) x (O, I)^T + (O,) -> (N, O)``.
+
+    ``float32_output``: the result is float32 at float16, too, being the network's own.
+    """
 
     batch: int
     in_features: int
     out_features: int
     lanes: int = 16
     activation: Activation = NONE
+    precision: Precision = "float32"
+    float32_output: bool = False
 
     kind: ClassVar[str] = "dense"
     weight_arguments: ClassVar[tuple[int, ...]] = (1,)
@@ -218,6 +238,7 @@ class PoolSpec:
     height: int
     width: int
     lanes: int = 16
+    precision: Precision = "float32"
 
     kind: ClassVar[str] = "pool"
     weight_arguments: ClassVar[tuple[int, ...]] = ()
@@ -244,6 +265,7 @@ class ScaleSpec:
     width: int
     lanes: int = 16
     activation: Activation = NONE
+    precision: Precision = "float32"
 
     kind: ClassVar[str] = "squeeze-excite"
     weight_arguments: ClassVar[tuple[int, ...]] = ()
@@ -268,6 +290,7 @@ class ElementwiseSpec:
     op: str = "identity"  # or "add", "multiply"
     lanes: int = 16
     activation: Activation = NONE
+    precision: Precision = "float32"
 
     kind: ClassVar[str] = "elementwise"
     weight_arguments: ClassVar[tuple[int, ...]] = ()
@@ -299,6 +322,7 @@ class LayoutSpec:
     width: int
     direction: str = "pack"  # or "unpack"
     lanes: int = 16
+    precision: Precision = "float32"
 
     kind: ClassVar[str] = "layout"
     weight_arguments: ClassVar[tuple[int, ...]] = ()
@@ -331,7 +355,17 @@ _CLASSES: Mapping[str, type] = {
 
 def to_json(spec: Spec) -> str:
     """Stable text form: equal specs give equal text. Infinity is written as in Python's json."""
-    return json.dumps({"spec": type(spec).__name__, **dataclasses.asdict(spec)}, sort_keys=True)
+    return json.dumps({"spec": type(spec).__name__, **_fields(spec)}, sort_keys=True)
+
+
+def _fields(spec: Spec) -> dict[str, Any]:
+    """All fields; float32 is not said, so that it keeps the text it had as the only precision."""
+    fields = dataclasses.asdict(spec)
+    for part in (fields, *(value for value in fields.values() if isinstance(value, dict))):
+        if part.get("precision") == "float32":
+            del part["precision"]
+            part.pop("float32_output", None)
+    return fields
 
 
 def from_json(text: str) -> Spec:

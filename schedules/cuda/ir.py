@@ -21,7 +21,7 @@ from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
-from ..emit import Buffer, Expr, constant, vector
+from ..emit import Buffer, Expr, constant, splat, vector
 from ..plain import blocked_index
 
 LANES = 4  # channels of a block: a float4
@@ -37,19 +37,19 @@ def launch(blocks: int, threads: int, body: Callable[[Expr, Expr], None]) -> Non
         body(block, thread)
 
 
-def local(size: int, name: str) -> Buffer:
+def local(size: int, name: str, dtype: str = "float32") -> Buffer:
     """A thread's own floats: registers, as every index is a constant once loops are unrolled."""
-    return IRBuilder.name(name, T.alloc_buffer((size,), "float32", scope="local"))
+    return IRBuilder.name(name, T.alloc_buffer((size,), dtype, scope="local"))
 
 
-def shared(size: int, name: str) -> Buffer:
+def shared(size: int, name: str, dtype: str = "float32") -> Buffer:
     """Floats that the threads of a block share."""
-    return IRBuilder.name(name, T.alloc_buffer((size,), "float32", scope="shared"))
+    return IRBuilder.name(name, T.alloc_buffer((size,), dtype, scope="shared"))
 
 
 def reshaped(buffer: Buffer, shape: tuple[int, ...]) -> Buffer:
     """The same memory under another shape, and the same name in the generated source."""
-    view = T.decl_buffer(shape, "float32", data=buffer.data)
+    view = T.decl_buffer(shape, buffer.dtype, data=buffer.data)
     return IRBuilder.name(f"{buffer.name}_flat", view)
 
 
@@ -97,8 +97,19 @@ def below(index: Expr, bound: int, reach: int) -> Expr | None:
 
 
 def copy4(to: Buffer, at: Expr, source: Buffer, index: Expr) -> None:
-    """``to[at:at+4] = source[index:index+4]`` as one float4."""
-    T.buffer_store(to, source[vector(index, LANES)], [vector(at, LANES)])
+    """``to[at:at+4] = source[index:index+4]``, a float4 or four halves, in the type of ``to``."""
+    T.buffer_store(to, cast(source[vector(index, LANES)], to, LANES), [vector(at, LANES)])
+
+
+def cast(value: Expr, to: Buffer, width: int = 1) -> Expr:
+    """``value`` in the type of ``to``'s elements, as a vector of ``width``."""
+    dtype = to.dtype if width == 1 else f"{to.dtype}x{width}"
+    return value if str(value.ty) == dtype else T.Cast(dtype, value)
+
+
+def zero(buffer: Buffer, width: int = 1) -> Expr:
+    """Zeros of a buffer's type."""
+    return splat(tirx.const(0.0, buffer.dtype), width)
 
 
 def ceil_div(a: int, b: int) -> int:
@@ -149,26 +160,29 @@ class View:
         if self.whole:
             value = self.buffer[tuple(self._whole_index(image, block, pixel))]
             if inside is not None:
-                value = T.if_then_else(inside, value, constant(0.0, LANES))
-            T.buffer_store(to, value, [vector(at, LANES)])
+                value = T.if_then_else(inside, value, zero(self.buffer, LANES))
+            T.buffer_store(to, cast(value, to, LANES), [vector(at, LANES)])
             return
         for lane in range(LANES):
             channel = block * LANES + lane
             value = self.buffer[tuple(self._index(image, channel, pixel))]
             there = both(inside, channel < self.channels)
-            T.buffer_store(to, T.if_then_else(there, value, constant(0.0)), [at + lane])
+            value = T.if_then_else(there, value, zero(self.buffer))
+            T.buffer_store(to, cast(value, to), [at + lane])
 
     def store(self, image: Expr, block: Expr, pixel: Expr, source: Buffer, at: Expr) -> None:
         """The block's channels at a pixel = ``source[at:at+4]``."""
         if self.whole:
             where = self._whole_index(image, block, pixel)
-            T.buffer_store(self.buffer, source[vector(at, LANES)], where)
+            value = cast(source[vector(at, LANES)], self.buffer, LANES)
+            T.buffer_store(self.buffer, value, where)
             return
         for lane in range(LANES):
             channel = block * LANES + lane
 
             def put(channel: Expr = channel, lane: int = lane) -> None:
-                T.buffer_store(self.buffer, source[at + lane], self._index(image, channel, pixel))
+                value = cast(source[at + lane], self.buffer)
+                T.buffer_store(self.buffer, value, self._index(image, channel, pixel))
 
             when(channel < self.channels, put)
 
