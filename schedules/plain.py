@@ -22,11 +22,12 @@ from .spec import (
     ScaleSpec,
     SeparableSpec,
     Spec,
+    storage,
     to_json,
 )
 
 _OPAQUE = 8  # relax's OpPatternKind.kOpaque: FuseOps must leave these functions alone
-Shapes = list[tuple[str, tuple[int, ...]]]
+Shapes = list[tuple[str, tuple[int, ...], str]]  # name, shape, type
 
 
 def build(spec: Spec) -> tirx.PrimFunc:
@@ -42,6 +43,17 @@ def blocked_index(channel: Expr, pixel: Expr, channels: int, pixels: int, lanes:
     return block * (lanes * pixels) + pixel * width + channel % lanes
 
 
+def _load(buffer: Any, *index: Expr) -> Expr:
+    """An element in float32: what arithmetic is done in, whatever memory holds."""
+    value = buffer[index]
+    return value if buffer.dtype == "float32" else T.Cast("float32", value)
+
+
+def _store(buffer: Any, value: Expr, index: list[Expr]) -> None:
+    value = value if buffer.dtype == "float32" else T.Cast(buffer.dtype, value)
+    T.buffer_store(buffer, value, index)
+
+
 def _conv(spec: ConvSpec):  # type: ignore[no-untyped-def]
     in_pixels = spec.in_height * spec.in_width
     out_height, out_width = spec.out_height, spec.out_width
@@ -50,12 +62,13 @@ def _conv(spec: ConvSpec):  # type: ignore[no-untyped-def]
     flat = (spec.batch, spec.in_channels * in_pixels)
     out = (spec.batch, spec.out_channels * out_pixels)
     x_shape = (spec.batch, spec.in_channels, spec.in_height, spec.in_width) if nchw else flat
+    dtype = storage(spec.precision)
     shapes: Shapes = [
-        ("x", x_shape),
-        ("weight", (spec.out_channels, per_group, *spec.kernel)),
-        ("bias", (spec.out_channels,)),
-        *([("residual", out)] if spec.residual else []),
-        ("y", out),
+        ("x", x_shape, "float32" if nchw else dtype),
+        ("weight", (spec.out_channels, per_group, *spec.kernel), dtype),
+        ("bias", (spec.out_channels,), "float32"),
+        *([("residual", out, dtype)] if spec.residual else []),
+        ("y", out, dtype),
     ]
 
     def body(x, weight, bias, *rest):  # type: ignore[no-untyped-def]
@@ -71,12 +84,13 @@ def _conv(spec: ConvSpec):  # type: ignore[no-untyped-def]
                     c = o // (spec.out_channels // spec.groups) * per_group + i
                     pixel = ih * spec.in_width + iw
                     at = blocked_index(c, pixel, spec.in_channels, in_pixels, spec.lanes)
-                    value = x[n, c, ih, iw] if nchw else x[n, at]
-                    T.buffer_store(total, total[0] + value * weight[o, i, kh, kw], [0])
+                    value = x[n, c, ih, iw] if nchw else _load(x, n, at)
+                    product = value * _load(weight, o, i, kh, kw)
+                    T.buffer_store(total, total[0] + product, [0])
             pixel = oh * out_width + ow
             where = (n, blocked_index(o, pixel, spec.out_channels, out_pixels, spec.lanes))
-            value = total[0] + rest[0][where] if spec.residual else total[0]
-            T.buffer_store(y, activate(value, spec.activation, 1), list(where))
+            value = total[0] + _load(rest[0], *where) if spec.residual else total[0]
+            _store(y, activate(value, spec.activation, 1), list(where))
 
     return shapes, body
 
@@ -86,20 +100,21 @@ def _separable(spec: SeparableSpec):  # type: ignore[no-untyped-def]
     (_, *rest), pointwise = _conv(spec.pointwise)
 
     def body(x, weight, bias, *rest):  # type: ignore[no-untyped-def]
-        middle = T.alloc_buffer(between[1], "float32")
+        middle = T.alloc_buffer(between[1], between[2])
         depthwise(x, weight, bias, middle)
         pointwise(middle, *rest)
 
-    first = [x, (f"depthwise_{weight[0]}", weight[1]), (f"depthwise_{bias[0]}", bias[1])]
+    first = [x, (f"depthwise_{weight[0]}", *weight[1:]), (f"depthwise_{bias[0]}", *bias[1:])]
     return [*first, *rest], body
 
 
 def _dense(spec: DenseSpec):  # type: ignore[no-untyped-def]
+    dtype = storage(spec.precision)
     shapes: Shapes = [
-        ("x", (spec.batch, spec.in_features)),
-        ("weight", (spec.out_features, spec.in_features)),
-        ("bias", (spec.out_features,)),
-        ("y", (spec.batch, spec.out_features)),
+        ("x", (spec.batch, spec.in_features), dtype),
+        ("weight", (spec.out_features, spec.in_features), dtype),
+        ("bias", (spec.out_features,), "float32"),
+        ("y", (spec.batch, spec.out_features), "float32" if spec.float32_output else dtype),
     ]
 
     def body(x, weight, bias, y):  # type: ignore[no-untyped-def]
@@ -107,17 +122,18 @@ def _dense(spec: DenseSpec):  # type: ignore[no-untyped-def]
         with T.grid(spec.batch, spec.out_features) as (n, o):
             T.buffer_store(total, bias[o], [0])
             with T.serial(0, spec.in_features) as i:
-                T.buffer_store(total, total[0] + x[n, i] * weight[o, i], [0])
-            T.buffer_store(y, activate(total[0], spec.activation, 1), [n, o])
+                T.buffer_store(total, total[0] + _load(x, n, i) * _load(weight, o, i), [0])
+            _store(y, activate(total[0], spec.activation, 1), [n, o])
 
     return shapes, body
 
 
 def _pool(spec: PoolSpec):  # type: ignore[no-untyped-def]
     pixels = spec.height * spec.width
+    dtype = storage(spec.precision)
     shapes: Shapes = [
-        ("x", (spec.batch, spec.channels * pixels)),
-        ("y", (spec.batch, spec.channels)),
+        ("x", (spec.batch, spec.channels * pixels), dtype),
+        ("y", (spec.batch, spec.channels), dtype),
     ]
 
     def body(x, y):  # type: ignore[no-untyped-def]
@@ -126,8 +142,8 @@ def _pool(spec: PoolSpec):  # type: ignore[no-untyped-def]
             T.buffer_store(total, constant(0.0), [0])
             with T.serial(0, pixels) as p:
                 at = blocked_index(c, p, spec.channels, pixels, spec.lanes)
-                T.buffer_store(total, total[0] + x[n, at], [0])
-            T.buffer_store(y, total[0] / constant(float(pixels)), [n, c])
+                T.buffer_store(total, total[0] + _load(x, n, at), [0])
+            _store(y, total[0] / constant(float(pixels)), [n, c])
 
     return shapes, body
 
@@ -135,12 +151,18 @@ def _pool(spec: PoolSpec):  # type: ignore[no-untyped-def]
 def _scale(spec: ScaleSpec):  # type: ignore[no-untyped-def]
     pixels = spec.height * spec.width
     flat = (spec.batch, spec.channels * pixels)
-    shapes: Shapes = [("x", flat), ("factor", (spec.batch, spec.channels)), ("y", flat)]
+    dtype = storage(spec.precision)
+    shapes: Shapes = [
+        ("x", flat, dtype),
+        ("factor", (spec.batch, spec.channels), dtype),
+        ("y", flat, dtype),
+    ]
 
     def body(x, factor, y):  # type: ignore[no-untyped-def]
         with T.grid(spec.batch, spec.channels, pixels) as (n, c, p):
             at = blocked_index(c, p, spec.channels, pixels, spec.lanes)
-            T.buffer_store(y, activate(x[n, at] * factor[n, c], spec.activation, 1), [n, at])
+            scaled = _load(x, n, at) * _load(factor, n, c)
+            _store(y, activate(scaled, spec.activation, 1), [n, at])
 
     return shapes, body
 
@@ -149,16 +171,16 @@ def _elementwise(spec: ElementwiseSpec):  # type: ignore[no-untyped-def]
     names = ["a", "b"][: spec.operands]
 
     def body(*buffers):  # type: ignore[no-untyped-def]
-        flats = [T.decl_buffer((spec.size,), "float32", data=b.data) for b in buffers]
+        flats = [T.decl_buffer((spec.size,), b.dtype, data=b.data) for b in buffers]
         with T.serial(0, spec.size) as i:
-            value = flats[0][i]
+            value = _load(flats[0], i)
             if spec.op == "add":
-                value = value + flats[1][i]
+                value = value + _load(flats[1], i)
             elif spec.op == "multiply":
-                value = value * flats[1][i]
-            T.buffer_store(flats[-1], activate(value, spec.activation, 1), [i])
+                value = value * _load(flats[1], i)
+            _store(flats[-1], activate(value, spec.activation, 1), [i])
 
-    return [(name, spec.shape) for name in [*names, "y"]], body
+    return [(name, spec.shape, storage(spec.precision)) for name in [*names, "y"]], body
 
 
 def _layout(spec: LayoutSpec):  # type: ignore[no-untyped-def]
@@ -171,11 +193,12 @@ def _layout(spec: LayoutSpec):  # type: ignore[no-untyped-def]
         with T.grid(*nchw) as (n, c, h, w):
             at = blocked_index(c, h * spec.width + w, spec.channels, pixels, spec.lanes)
             if pack:
-                T.buffer_store(y, x[n, c, h, w], [n, at])
+                _store(y, x[n, c, h, w], [n, at])
             else:
-                T.buffer_store(y, x[n, at], [n, c, h, w])
+                T.buffer_store(y, _load(x, n, at), [n, c, h, w])
 
-    return [("x", nchw if pack else flat), ("y", flat if pack else nchw)], body
+    outside, inside = (nchw, "float32"), (flat, storage(spec.precision))
+    return [("x", *(outside if pack else inside)), ("y", *(inside if pack else outside))], body
 
 
 _WRITERS: dict[type, Callable[[Any], tuple[Shapes, Callable[..., None]]]] = {

@@ -23,7 +23,8 @@ from tvm import tirx
 from tvm.tirx.script import builder as T
 
 from ..emit import Expr, activate, constant, prim_func, selected_bounds
-from ..spec import DenseSpec, Spec
+from ..spec import DenseSpec, Spec, storage
+from .gemm import result_type
 from .ir import (
     LANES,
     WARP,
@@ -31,6 +32,7 @@ from .ir import (
     barrier,
     below,
     both,
+    cast,
     ceil_div,
     copy4,
     launch,
@@ -59,11 +61,12 @@ def build(spec: DenseSpec, knobs: DenseKnobs) -> tirx.PrimFunc:
     """The PrimFunc ``(input, weight with whole float4 a row, bias, output)``."""
     steps = ceil_div(spec.in_features, LANES)
     rounds = ceil_div(steps, knobs.parts)
+    dtype = storage(spec.precision)
     buffers = [
-        ("x", (spec.batch, spec.in_features)),
-        ("weight", (spec.out_features * steps * LANES,)),
-        ("bias", (spec.out_features,)),
-        ("y", (spec.batch, spec.out_features)),
+        ("x", (spec.batch, spec.in_features), dtype),
+        ("weight", (spec.out_features * steps * LANES,), dtype),
+        ("bias", (spec.out_features,), "float32"),
+        ("y", (spec.batch, spec.out_features), result_type(spec)),
     ]
     grid = ceil_div(spec.out_features, knobs.outputs)
     row = knobs.parts + 1
@@ -110,7 +113,8 @@ def build(spec: DenseSpec, knobs: DenseKnobs) -> tirx.PrimFunc:
                         T.buffer_store(sums, sums[0] + memory[index * row + i], [0])
 
                     unrolled(knobs.parts, gather)
-                    T.buffer_store(y, activate(sums[0], spec.activation, 1), [image, last])
+                    result = activate(sums[0], spec.activation, 1)
+                    T.buffer_store(y, cast(result, y), [image, last])
 
                 when(below(last, spec.out_features, grid * knobs.outputs), write)
 
@@ -126,7 +130,7 @@ def pack_weight(
     spec: DenseSpec, knobs: DenseKnobs, weight: np.ndarray, argument: int = 1
 ) -> np.ndarray:
     """Weight ``(O, I)`` -> 1-D, each row filled up to whole float4 with zeros."""
-    whole = np.zeros((spec.out_features, padded(spec.in_features)), "float32")
+    whole = np.zeros((spec.out_features, padded(spec.in_features)), weight.dtype)
     whole[:, : spec.in_features] = weight
     return whole.reshape(-1)
 

@@ -22,7 +22,7 @@ from tvm import tirx
 from tvm.tirx.script import builder as T
 
 from ..emit import Expr, activate, prim_func, selected_bounds
-from ..spec import ConvSpec, Spec
+from ..spec import ConvSpec, Spec, storage
 from .ir import LANES, View, below, both, ceil_div, copy4, launch, load_bias, local, padded, when
 from .operands import pack_depthwise
 
@@ -43,12 +43,13 @@ def build(spec: ConvSpec, knobs: DepthwiseKnobs) -> tirx.PrimFunc:
     taps = spec.kernel[0] * spec.kernel[1]
     pixels = spec.in_height * spec.in_width
     out_shape = (spec.batch, spec.out_channels * spec.out_pixels)
+    dtype = storage(spec.precision)
     buffers = [
-        ("x", (spec.batch, spec.in_channels * pixels)),
-        ("weight", (padded(spec.in_channels) * taps,)),
-        ("bias", (spec.out_channels,)),
-        *([("residual", out_shape)] if spec.residual else []),
-        ("y", out_shape),
+        ("x", (spec.batch, spec.in_channels * pixels), dtype),
+        ("weight", (padded(spec.in_channels) * taps,), dtype),
+        ("bias", (spec.out_channels,), "float32"),
+        *([("residual", out_shape, dtype)] if spec.residual else []),
+        ("y", out_shape, dtype),
     ]
     strips = ceil_div(spec.out_height, knobs.rows)
     blocks = ceil_div(spec.out_channels, LANES)

@@ -29,7 +29,7 @@ import numpy as np
 from tvm import tirx
 
 from ..emit import prim_func, selected_bounds
-from ..spec import ConvSpec, DenseSpec, SeparableSpec
+from ..spec import ConvSpec, DenseSpec, SeparableSpec, storage
 from .gemm_kernel import Kernel
 from .gemm_knobs import GemmKnobs, Problem
 from .ir import (
@@ -56,6 +56,12 @@ def problem_of(spec: GemmSpec) -> Problem:
     return Problem(last.batch, last.out_pixels, last.out_channels, steps, rows=False)
 
 
+def result_type(spec: GemmSpec) -> str:
+    """The type of what it writes: the network's own result is float32 at every precision."""
+    exact = isinstance(spec, DenseSpec) and spec.float32_output
+    return "float32" if exact else storage(spec.precision)
+
+
 def _last(spec: ConvSpec | SeparableSpec) -> ConvSpec:
     return spec.pointwise if isinstance(spec, SeparableSpec) else spec
 
@@ -72,7 +78,7 @@ def pack_weight(
     problem = problem_of(spec)
     matrix = operand_of(spec).matrix(weight)  # (reduction, channels)
     tiles, depth = problem.tiles(knobs)[1], problem.stages(knobs) * knobs.depth
-    whole = np.zeros((depth, tiles * knobs.tile_channels), "float32")
+    whole = np.zeros((depth, tiles * knobs.tile_channels), weight.dtype)
     whole[: matrix.shape[0], : matrix.shape[1]] = matrix
     panels = whole.reshape(depth, tiles, knobs.tile_channels).transpose(1, 0, 2)
     return np.ascontiguousarray(panels).reshape(-1)
@@ -88,12 +94,13 @@ def build(spec: GemmSpec, knobs: GemmKnobs) -> tirx.PrimFunc:
         out_shape = (problem.images, problem.channels * problem.pixels)
         activation = _last(spec).activation
     panels = problem.tiles(knobs)[1] * knobs.tile_channels
+    dtype = storage(spec.precision)
     buffers = [
         *operand.buffers,
-        ("weight", (problem.stages(knobs) * knobs.depth * panels,)),
-        ("bias", (problem.channels,)),
-        *([("residual", out_shape)] if residual else []),
-        ("y", out_shape),
+        ("weight", (problem.stages(knobs) * knobs.depth * panels,), dtype),
+        ("bias", (problem.channels,), "float32"),
+        *([("residual", out_shape, dtype)] if residual else []),
+        ("y", out_shape, result_type(spec)),
     ]
 
     def body(*arguments: Any) -> None:

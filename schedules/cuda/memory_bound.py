@@ -16,13 +16,14 @@ from tvm.tirx.script import builder as T
 
 from ..emit import Expr, activate, constant, prim_func, selected_bounds, vector
 from ..plain import blocked_index
-from ..spec import ElementwiseSpec, LayoutSpec, PoolSpec, ScaleSpec, Spec
+from ..spec import ElementwiseSpec, LayoutSpec, PoolSpec, ScaleSpec, Spec, storage
 from .ir import (
     LANES,
     WARP,
     View,
     barrier,
     below,
+    cast,
     ceil_div,
     copy4,
     launch,
@@ -76,8 +77,9 @@ def build_scale(spec: ScaleSpec, knobs: MemoryKnobs) -> tirx.PrimFunc:
 
         _each(spec.batch * blocks * pixels, knobs, item)
 
-    shapes = [("x", flat), ("factor", (spec.batch, spec.channels)), ("y", flat)]
-    return prim_func(shapes, body)
+    dtype = storage(spec.precision)
+    factors = ("factor", (spec.batch, spec.channels), dtype)
+    return prim_func([("x", flat, dtype), factors, ("y", flat, dtype)], body)
 
 
 def build_elementwise(spec: ElementwiseSpec, knobs: MemoryKnobs) -> tirx.PrimFunc:
@@ -90,9 +92,9 @@ def build_elementwise(spec: ElementwiseSpec, knobs: MemoryKnobs) -> tirx.PrimFun
         def item(index: Expr) -> None:
             at = vector(index * width, width)
             first, second = local(width, "first"), local(width, "second")
-            T.buffer_store(first, flats[0][at], [vector(0, width)])
+            T.buffer_store(first, cast(flats[0][at], first, width), [vector(0, width)])
             if spec.operands == 2:
-                T.buffer_store(second, flats[1][at], [vector(0, width)])
+                T.buffer_store(second, cast(flats[1][at], second, width), [vector(0, width)])
             for lane in range(width):
                 value = first[lane]
                 if spec.op == "add":
@@ -100,12 +102,13 @@ def build_elementwise(spec: ElementwiseSpec, knobs: MemoryKnobs) -> tirx.PrimFun
                 elif spec.op == "multiply":
                     value = value * second[lane]
                 T.buffer_store(first, activate(value, spec.activation, 1), [lane])
-            T.buffer_store(flats[-1], first[vector(0, width)], [at])
+            T.buffer_store(flats[-1], cast(first[vector(0, width)], flats[-1], width), [at])
 
         _each(spec.size // width, knobs, item)
 
     names = ["a", "b"][: spec.operands]
-    return prim_func([(name, spec.shape) for name in [*names, "y"]], body)
+    dtype = storage(spec.precision)
+    return prim_func([(name, spec.shape, dtype) for name in [*names, "y"]], body)
 
 
 def build_layout(spec: LayoutSpec, knobs: MemoryKnobs) -> tirx.PrimFunc:
@@ -130,13 +133,16 @@ def build_layout(spec: LayoutSpec, knobs: MemoryKnobs) -> tirx.PrimFunc:
                 image, channel = outer // spec.channels, outer % spec.channels
             at = blocked_index(channel, pixel, spec.channels, pixels, LANES)
             if pack:
-                T.buffer_store(y, planes[image, channel, pixel], [image, at])
+                T.buffer_store(y, cast(planes[image, channel, pixel], y), [image, at])
             else:
-                T.buffer_store(planes, x[image, at], [image, channel, pixel])
+                value = cast(x[image, at], planes)
+                T.buffer_store(planes, value, [image, channel, pixel])
 
         _each(spec.batch * spec.channels * pixels, knobs, item)
 
-    return prim_func([("x", nchw if pack else flat), ("y", flat if pack else nchw)], body)
+    outside, inside = (nchw, "float32"), (flat, storage(spec.precision))
+    buffers = ("x", *(outside if pack else inside)), ("y", *(inside if pack else outside))
+    return prim_func(buffers, body)
 
 
 def build_pool(spec: PoolSpec, knobs: MemoryKnobs) -> tirx.PrimFunc:
@@ -196,8 +202,9 @@ def build_pool(spec: PoolSpec, knobs: MemoryKnobs) -> tirx.PrimFunc:
 
         launch(grid, knobs.threads, thread)
 
-    shapes = [("x", (spec.batch, spec.channels * pixels)), ("y", (spec.batch, spec.channels))]
-    return prim_func(shapes, body)
+    dtype = storage(spec.precision)
+    x_shape, y_shape = (spec.batch, spec.channels * pixels), (spec.batch, spec.channels)
+    return prim_func([("x", x_shape, dtype), ("y", y_shape, dtype)], body)
 
 
 @dataclass(frozen=True)

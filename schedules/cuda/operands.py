@@ -10,10 +10,10 @@ import numpy as np
 from tvm.tirx.script import builder as T
 
 from ..emit import Buffer, Expr, activate, constant
-from ..spec import ConvSpec, DenseSpec, SeparableSpec
+from ..spec import ConvSpec, DenseSpec, SeparableSpec, storage
 from .ir import LANES, View, both, copy4, load_bias, local, padded
 
-Buffers = list[tuple[str, tuple[int, ...]]]
+Buffers = list[tuple[str, tuple[int, ...], str]]  # name, shape, type
 
 
 class Operand(Protocol):
@@ -21,7 +21,7 @@ class Operand(Protocol):
 
     @property
     def buffers(self) -> Buffers:
-        """What it reads: names and shapes, the first arguments of the kernel."""
+        """What it reads: names, shapes and types, the first arguments of the kernel."""
 
     def load(
         self,
@@ -66,7 +66,7 @@ def pack_depthwise(weight: np.ndarray) -> np.ndarray:
     """Weight ``(C, 1, KH, KW)`` -> ``[block][tap][4]``, the last block filled up with zeros."""
     channels = weight.shape[0]
     taps = weight.reshape(channels, -1)
-    whole = np.zeros((padded(channels), taps.shape[1]), "float32")
+    whole = np.zeros((padded(channels), taps.shape[1]), weight.dtype)
     whole[:channels] = taps
     blocks = whole.reshape(-1, LANES, taps.shape[1]).transpose(0, 2, 1)
     return np.ascontiguousarray(blocks).reshape(-1)
@@ -96,7 +96,8 @@ class Rows:
 
     @property
     def buffers(self) -> Buffers:
-        return [("x", (self.spec.batch, self.spec.in_features))]
+        spec = self.spec
+        return [("x", (spec.batch, spec.in_features), storage(spec.precision))]
 
     def load(self, inputs, to, at, image, step, pixel, inside):  # type: ignore[no-untyped-def]
         view = View(inputs[0], self.spec.in_features, self.spec.batch, rows=True)
@@ -115,7 +116,8 @@ class Blocked:
     @property
     def buffers(self) -> Buffers:
         spec = self.spec
-        return [("x", (spec.batch, spec.in_channels * spec.in_height * spec.in_width))]
+        elements = spec.in_channels * spec.in_height * spec.in_width
+        return [("x", (spec.batch, elements), storage(spec.precision))]
 
     def load(self, inputs, to, at, image, step, pixel, inside):  # type: ignore[no-untyped-def]
         spec = self.spec
@@ -132,7 +134,7 @@ class Blocked:
     def matrix(self, weight: np.ndarray) -> np.ndarray:
         outputs, channels = weight.shape[:2]
         taps = weight.reshape(outputs, channels, -1)
-        whole = np.zeros((taps.shape[2], padded(channels), outputs), "float32")
+        whole = np.zeros((taps.shape[2], padded(channels), outputs), weight.dtype)
         whole[:, :channels] = taps.transpose(2, 1, 0)
         return whole.reshape(-1, outputs)
 
@@ -146,7 +148,7 @@ class Nchw:
     @property
     def buffers(self) -> Buffers:
         spec = self.spec
-        return [("x", (spec.batch, spec.in_channels, spec.in_height, spec.in_width))]
+        return [("x", (spec.batch, spec.in_channels, spec.in_height, spec.in_width), "float32")]
 
     def load(self, inputs, to, at, image, step, pixel, inside):  # type: ignore[no-untyped-def]
         spec = self.spec
@@ -177,10 +179,11 @@ class Depthwise:
     def buffers(self) -> Buffers:
         spec = self.spec
         taps = spec.kernel[0] * spec.kernel[1]
+        dtype = storage(spec.precision)
         return [
-            ("x", (spec.batch, spec.in_channels * spec.in_height * spec.in_width)),
-            ("depthwise_weight", (padded(spec.in_channels) * taps,)),
-            ("depthwise_bias", (spec.in_channels,)),
+            ("x", (spec.batch, spec.in_channels * spec.in_height * spec.in_width), dtype),
+            ("depthwise_weight", (padded(spec.in_channels) * taps,), dtype),
+            ("depthwise_bias", (spec.in_channels,), "float32"),
         ]
 
     def load(self, inputs, to, at, image, step, pixel, inside):  # type: ignore[no-untyped-def]
@@ -218,6 +221,6 @@ class Depthwise:
 
     def matrix(self, weight: np.ndarray) -> np.ndarray:
         outputs, channels = weight.shape[:2]
-        whole = np.zeros((padded(channels), outputs), "float32")
+        whole = np.zeros((padded(channels), outputs), weight.dtype)
         whole[:channels] = weight.reshape(outputs, channels).T
         return whole
