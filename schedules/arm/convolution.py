@@ -19,7 +19,7 @@ from ..spec import FLOAT_BYTES, ConvSpec, DenseSpec, Spec, channel_blocks
 from ..templates import convolution as template
 from ..templates.convolution import ConvKnobs, Nest, Tile
 from ..x86.work import worth_threads
-from .assembly import EARLY_CORES, LANES
+from .assembly import LANES
 from .pointwise import PointwiseTile
 from .stem import StemTile
 
@@ -146,16 +146,17 @@ class _Convolution:
             if pixels * vectors + vectors + 1 <= free
         }
 
-    def analytic(self, spec: Any, target: TargetSpec) -> NeonConvKnobs:
+    def analytic(self, spec: Any, target: TargetSpec, vectors: int | None = None) -> NeonConvKnobs:
         cycles = self._cycles(spec, target)
-        pixels, vectors = min(cycles, key=lambda tile: (cycles[tile], tile))
+        tiles = [tile for tile in cycles if vectors in (None, tile[1])]
+        pixels, vectors = min(tiles, key=lambda tile: (cycles[tile], tile))
         return NeonConvKnobs(
             pixels,
             vectors,
             unroll=self.unrolls[-1],
             order="pixels" if spec.kind == "stem" else "channels",
             parallel=worth_threads(spec, target),
-            early=target.mcpu in EARLY_CORES and self.nest is PointwiseNest,
+            early=target.in_order and self.nest is PointwiseNest,
         )
 
     def space(self, spec: Any, target: TargetSpec) -> Iterable[NeonConvKnobs]:
@@ -163,7 +164,7 @@ class _Convolution:
         near = [tile for tile in cycles if cycles[tile] <= 1.25 * min(cycles.values())]
         parallel = worth_threads(spec, target)
         row_tiles = (0, 1, 2, 4, 8, 16) if spec.kind == "pointwise" else (0,)
-        earlies = (False, True) if self.nest is PointwiseNest else (False,)
+        earlies = (False, True) if self.nest is PointwiseNest and target.in_order else (False,)
         return [
             NeonConvKnobs(*tile, unroll, rows, order, parallel, early=early)
             for tile, unroll, rows, order, early in product(

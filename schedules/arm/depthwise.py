@@ -8,10 +8,11 @@ instructions, and each is multiplied into every sum that it feeds. Edge tiles lo
 that exist. 14 pixels of 3x3: 126 FMLA, 12 input loads, 3 weight loads.
 
 With ``early``, for cores that wait for each instruction's operands in program order, loads stand
-among the FMLAs before those that use them, and the weights of two kernel rows are in registers.
+among the FMLAs, up to eight columns ahead of those that use them, and the weights of two kernel
+rows are in registers.
 
-Register budget: P sums + KW weights (early: 2 KW) + 8 inputs <= 32; 14 pixels of 3x3 take 25, of
-5x5 27 (early: 32).
+Register budget: P sums + KW weights (early: 2 KW) + 8 inputs (early: 12) <= 32; 14 pixels of 3x3
+take 25 (early: 32), of 5x5 27.
 
 llvm-mca, of the cycles that the FMLAs alone take: 100 % on Cortex-A72 and Neoverse N1, but 87 % on
 N1 for 7 pixels with stride 2.
@@ -33,7 +34,7 @@ from ..templates import depthwise as template
 from ..templates.depthwise import DepthwiseKnobs, Nest, Tile
 from ..templates.tiling import ColumnRun, column_runs
 from ..x86.work import worth_threads
-from .assembly import EARLY_CORES, LANES, VECTOR_BYTES, Assembly, interleave, load, load_apart
+from .assembly import LANES, VECTOR_BYTES, Assembly, interleave, load, load_apart
 from .taps import RowTile
 
 if TYPE_CHECKING:
@@ -54,16 +55,16 @@ class DepthwiseTile(RowTile):
     early: bool = False  # loads apart, before they are needed
 
     def assembly(self) -> Assembly:
-        """Fixed registers: inputs from v0, the weights of a kernel row (early: of two) from v8."""
-        steps = self._early() if self.early else self._steps()
-        lines = [*steps[0][0]]
-        for (_, products), (loads, _) in zip(steps, [*steps[1:], ([], [])], strict=True):
-            lines += interleave(products, loads) if self.early else [*products, *loads]
-        inputs = INPUTS if self.early else min(INPUTS, len(self.columns))
+        """Fixed registers: inputs from v0, then the weights of a kernel row (early: of two)."""
+        if self.early:
+            inputs = first_weight = early_inputs(self.stride)
+            lines = self._early()
+        else:
+            lines = [line for loads, products in self._steps() for line in (*loads, *products)]
+            inputs, first_weight = min(INPUTS, len(self.columns)), INPUTS
         weights = self.kernel_width * (2 if self.early else 1)
-        moved = VECTOR_BYTES * (len(self.columns) - 1)  # before the last load of a row
-        if not self.early:
-            moved -= VECTOR_BYTES * ((len(self.columns) - 1) % LANES)
+        # before the last load of a row
+        moved = LANES * VECTOR_BYTES * ((len(self.columns) - 1) // LANES)
         return Assembly(
             name=(
                 f"tvm_mobilenet_depthwise_{self.kernel_rows}x{self.kernel_width}"
@@ -71,8 +72,8 @@ class DepthwiseTile(RowTile):
             ),
             lines=tuple(lines),
             sums=len(self.taps),
-            fixed=(*range(inputs), *range(INPUTS, INPUTS + weights)),
-            constants=(self.row_bytes - moved,),
+            fixed=(*range(inputs), *range(first_weight, first_weight + weights)),
+            constants=(self.row_bytes - (0 if self.early else moved),),
         )
 
     def _steps(self) -> list[tuple[list[str], list[str]]]:
@@ -87,19 +88,29 @@ class DepthwiseTile(RowTile):
                 steps.append((loads, self._products(chunk, 0, weights)))
         return steps
 
-    def _early(self) -> list[tuple[list[str], list[str]]]:
-        """As `_steps`, but four columns at a time, in registers that take turns."""
+    def _early(self) -> list[str]:
+        """Some columns at a time, in registers that take turns; loads a step or two ahead."""
         steps: list[tuple[list[str], list[str]]] = []
+        width, inputs = LANES * min(self.stride, 2), early_inputs(self.stride)
+        chunks = _chunks(self.columns, width)
         for row in range(self.kernel_rows):
-            start = INPUTS + row % 2 * self.kernel_width
+            start = inputs + row % 2 * self.kernel_width
             weights = range(start, start + self.kernel_width)
-            for i, chunk in enumerate(chunks := _chunks(self.columns, LANES)):
-                first = len(steps) % 2 * LANES
-                loads = load_apart(weights, "w") if i == 0 else []
-                step = "{c0}" if i == len(chunks) - 1 else ""
-                loads += load_apart(range(first, first + len(chunk)), "x", step)
+            for i, chunk in enumerate(chunks):
+                first = width * len(steps) % inputs
+                row_of_weights = VECTOR_BYTES * self.kernel_width * row
+                loads = load_apart(weights, "w", row_of_weights) if i == 0 else []
+                registers = range(first, first + len(chunk))
+                loads += load_apart(registers, "x", VECTOR_BYTES * width * i)
+                loads += ["add {x}, {x}, {c0}"] if i == len(chunks) - 1 else []
                 steps.append((loads, self._products(chunk, first, weights)))
-        return steps
+        ahead = min(inputs // width - 1, len(chunks))  # weights of one row ahead, no more
+        lines = [line for loads, _ in steps[:ahead] for line in loads]
+        for i, (_, products) in enumerate(steps):
+            loads = [line for loads, _ in steps[i + ahead :][:1] for line in loads]
+            early, last = products[:-LANES], products[-LANES:]  # none right before the next step
+            lines += [*interleave(early, loads), *last]
+        return lines
 
     def _products(self, chunk: range, first: int, weights: range) -> list[str]:
         """All uses of some columns, in registers from ``first``; a sum's FMLAs stand apart."""
@@ -109,6 +120,15 @@ class DepthwiseTile(RowTile):
             for p, taps in enumerate(self.taps)
             if tap in taps and (at := self.column(p, tap)) in chunk
         ]
+
+
+def early_inputs(stride: int) -> int:
+    """Registers for input columns that are loaded ahead.
+
+    Of three chunks of four columns, or two of eight: of a chunk with stride 2 only every other
+    column meets the same kernel column, and a sum's FMLAs must not wait for each other.
+    """
+    return 12 if stride == 1 else 16
 
 
 def _chunks(columns: range, size: int) -> list[range]:
@@ -180,7 +200,8 @@ class _Depthwise:
 
     def widths(self, spec: ConvSpec, target: TargetSpec) -> range:
         """Tile widths that fit the registers, loading ahead or not."""
-        free = target.vector_registers - INPUTS - 2 * spec.kernel[1]
+        inputs = early_inputs(spec.stride[1]) if target.in_order else INPUTS
+        free = target.vector_registers - inputs - 2 * spec.kernel[1]
         if not self.assembly:
             # LLVM's ARM back-end takes minutes for 5x5 from four pixels on
             free = {1: 8, 3: 8, 5: 2}.get(spec.kernel[1], 1)
@@ -188,7 +209,7 @@ class _Depthwise:
 
     def analytic(self, spec: ConvSpec, target: TargetSpec) -> NeonDepthwiseKnobs:
         pixels = min(self.widths(spec, target), key=lambda p: (self.instructions(spec, p), p))
-        early = self.assembly and target.mcpu in EARLY_CORES
+        early = self.assembly and target.in_order
         return NeonDepthwiseKnobs(pixels, rows_per_item(spec, target), early)
 
     @staticmethod
@@ -214,7 +235,7 @@ class _Depthwise:
 
     def space(self, spec: ConvSpec, target: TargetSpec) -> Iterable[NeonDepthwiseKnobs]:
         rows = sorted({0, rows_per_item(spec, target)})
-        orders = (False, True) if self.assembly else (False,)
+        orders = (False, True) if self.assembly and target.in_order else (False,)
         return [
             NeonDepthwiseKnobs(*knobs) for knobs in product(self.widths(spec, target), rows, orders)
         ]

@@ -42,7 +42,7 @@ HARDSWISH, HARDSIGMOID = Activation("hardswish"), Activation("hardsigmoid")
 CORES = {
     "cortex-a72": ("aarch64-linux-gnu-gcc", "g++-aarch64-linux-gnu", "qemu-aarch64"),
     # in order: loads apart
-    "cortex-a55": ("aarch64-linux-gnu-gcc", "g++-aarch64-linux-gnu", "qemu-aarch64"),
+    "cortex-a53": ("aarch64-linux-gnu-gcc", "g++-aarch64-linux-gnu", "qemu-aarch64"),
     # 32-bit: no assembly
     "cortex-a7": ("arm-linux-gnueabihf-gcc", "g++-arm-linux-gnueabihf", "qemu-arm"),
 }
@@ -216,10 +216,12 @@ def test_every_point_of_the_search_spaces_builds(core):
             rule.build(spec, knobs)
 
 
+@pytest.mark.parametrize("shape", [(5, 3), (7, 3), (8, 2), (1, 12)], ids=str)
 @pytest.mark.parametrize("early", [False, True])
-def test_pointwise_tiles_multiply_every_input_by_every_weight_once(early):
+def test_pointwise_tiles_multiply_every_input_by_every_weight_once(early, shape):
     """The instructions, interpreted: loads fill registers in order, FMLA adds lane products."""
-    tile = pointwise.PointwiseTile(5, 3, blocks=7, block_bytes=1024, unroll=2, early=early)
+    pixels, vectors = shape
+    tile = pointwise.PointwiseTile(*shape, blocks=7, block_bytes=1024, unroll=2, early=early)
     text = tile.assembly()
     assert text.sums + len(text.fixed) <= 32
     registers: dict[str, tuple[str, int]] = {}
@@ -233,15 +235,20 @@ def test_pointwise_tiles_multiply_every_input_by_every_weight_once(early):
             assert registers[value][0] == "x"
             seen.append((int(total), registers[weight][1], registers[value][1] + 4 * int(lane)))
         else:
+            pointer = re.search(r"\{(x|w)\}", line)[1]
+            step = re.search(r"(#|\{c)(\d+)\}?$", line)
+            move = (
+                constants[int(step[2])] if step and step[1] == "{c" else int(step[2] if step else 0)
+            )
+            offset = re.search(r"\[\{.\}, #(\d+)\]$", line)
+            at = position[pointer] + int(offset[1] if offset else 0)
             names = re.findall(r"[vq]\d+", line.split("[")[0])
-            pointer, step = re.search(r"\[\{(\w)\}\], (.*)$", line).groups()
             for i, name in enumerate(names):
-                registers["v" + name[1:]] = (pointer, position[pointer] + 16 * i)
-            move = constants[int(step[2])] if step.startswith("{c") else int(step[1:])
+                registers["v" + name[1:]] = (pointer, at + 16 * i)
             position[pointer] += move
     expected = [
-        (p * 3 + v, 16 * (12 * b + 3 * lane + v), 1024 * b + 16 * p + 4 * lane)
-        for b, p, v, lane in product(range(7), range(5), range(3), range(4))
+        (p * vectors + v, 16 * (vectors * (4 * b + lane) + v), 1024 * b + 16 * p + 4 * lane)
+        for b, p, v, lane in product(range(7), range(pixels), range(vectors), range(4))
     ]
     assert sorted(seen) == sorted(expected)
 

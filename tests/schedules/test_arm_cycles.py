@@ -103,18 +103,34 @@ def test_depthwise_layers_are_near_their_bound(core: str) -> None:
     assert {layer: ratio for layer, ratio in ratios.items() if ratio > 1.5} == {}
 
 
+def distances(piece: list[str]) -> list[int]:
+    """Instructions between each load of a loop, or behind the first FMLA, and its first use."""
+    loop = piece[-1].startswith("b.")
+    start = 0 if loop else next(i for i, line in enumerate(piece) if line.startswith("fmla"))
+    found = []
+    for at, line in enumerate(piece[start:], start):
+        behind = [*piece[at + 1 :], *(piece if loop else [])]
+        loaded = re.findall(r"\b[qv](\d+)", line.split("[")[0]) if line.startswith("ld") else []
+        found += [next(i for i, x in enumerate(behind) if f"v{r}." in x) for r in loaded]
+    return found
+
+
 @pytest.mark.parametrize("kind", ["pointwise", "depthwise"])
 @pytest.mark.parametrize("core", ["cortex-a53", "cortex-a55"])
-def test_cores_that_issue_in_order_load_ahead_where_it_helps(core: str, kind: str) -> None:
-    """FMLA a cycle with loads as chosen for the core, against the other way."""
+def test_cores_that_issue_in_order_load_ahead(core: str, kind: str) -> None:
+    """No FMLA waits for a load: 4 cycles on A53, 3 on A55, of two instructions each.
+
+    And more FMLAs a cycle than with loads right before their use, by the model of A55.
+    """
     target = dataclasses.replace(targets.load(core), cores=1)
-    for spec in layers(kind)[:3]:
+    for spec in layers(kind)[::4]:
         rule = next(rule for rule in base.rules_for(target) if rule.takes(spec, target))
         chosen = rule.analytic(spec, target)
-        other = dataclasses.replace(chosen, early=not chosen.early)
+        other = dataclasses.replace(chosen, early=False)
         pieces = [full_tile(rule.build(spec, knobs), target) for knobs in (chosen, other)]
-        best, worse = (
+        assert min(distances(pieces[0])) >= 8 > min(distances(pieces[1])), spec
+        early, late = (
             len(alone(piece, "fmla")) / each
-            for piece, each in zip(pieces, cycles(pieces, TRIPLE, core), strict=True)
+            for piece, each in zip(pieces, cycles(pieces, TRIPLE, target.mca_cpu), strict=True)
         )
-        assert best > worse, spec
+        assert early > late, spec
