@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
-from .convolution import CONVOLUTION, DENSE_PRODUCT, POINTWISE, SEPARABLE, STEM
+from .convolution import (
+    CONVOLUTION,
+    DENSE_PRODUCT,
+    POINTWISE,
+    SEPARABLE,
+    STEM,
+    TENSOR_CONVOLUTION,
+    TENSOR_DENSE_PRODUCT,
+    TENSOR_POINTWISE,
+    TENSOR_SEPARABLE,
+    TENSOR_STEM,
+)
 from .dense import DENSE
 from .depthwise import DEPTHWISE
 from .memory_bound import ELEMENTWISE, LAYOUT, POOL, SCALE
 
 RULES = (
+    TENSOR_SEPARABLE,
+    TENSOR_POINTWISE,
+    TENSOR_STEM,
+    TENSOR_CONVOLUTION,
     SEPARABLE,
     POINTWISE,
     DEPTHWISE,
     STEM,
     CONVOLUTION,
     DENSE,
+    TENSOR_DENSE_PRODUCT,
     DENSE_PRODUCT,
     POOL,
     SCALE,

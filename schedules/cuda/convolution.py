@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -10,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from ..spec import ConvSpec, DenseSpec, SeparableSpec, Spec
 from . import gemm as template
+from . import tensor_core, tensor_core_knobs
 from .gemm_knobs import GemmKnobs, Problem
 from .ir import LANES, WARP, ceil_div
+from .tensor_core_knobs import TensorKnobs
 
 if TYPE_CHECKING:
     from tvm_mobilenet.targets import GpuSpec, TargetSpec
@@ -27,6 +30,8 @@ DEPTHWISE_INSTRUCTIONS, L2_LATENCY = 12, 250
 SCHEDULERS, TO_HIDE = 4, 128
 MOST_REGISTERS = 168  # of a thread, by estimate: no spills
 SHARED_BYTES = 48 * 1024  # static shared memory of a block
+# Microseconds from the end of one kernel of a CUDA graph to the start of the next.
+LAUNCH_US = 1.5
 
 
 @lru_cache(maxsize=8)
@@ -99,15 +104,15 @@ class _Product:
     def takes(self, spec: Spec, target: TargetSpec) -> bool:
         return isinstance(spec, ConvSpec | DenseSpec | SeparableSpec) and spec.kind == self.kind
 
-    def analytic(self, spec: Any, target: TargetSpec) -> GemmKnobs:
+    def analytic(self, spec: Any, target: TargetSpec) -> Any:
         return min(self._choices(spec, target), key=lambda k: self.predicted(spec, k, target))
 
-    def predicted(self, spec: Any, knobs: GemmKnobs, target: TargetSpec) -> float:
+    def predicted(self, spec: Any, knobs: Any, target: TargetSpec) -> float:
         """Clocks by which tuning orders candidates until it has measured some."""
         assert target.gpu is not None
         return predicted_clocks(template.problem_of(spec), knobs, target.gpu)
 
-    def space(self, spec: Any, target: TargetSpec) -> Iterable[GemmKnobs]:
+    def space(self, spec: Any, target: TargetSpec) -> Iterable[Any]:
         best = self.predicted(spec, self.analytic(spec, target), target)
         return [
             knobs
@@ -115,9 +120,53 @@ class _Product:
             if self.predicted(spec, knobs, target) <= 1.5 * best
         ]
 
-    def _choices(self, spec: Any, target: TargetSpec) -> tuple[GemmKnobs, ...]:
+    def _choices(self, spec: Any, target: TargetSpec) -> tuple[Any, ...]:
         assert target.gpu is not None
         return _candidates(target.gpu)
+
+
+def on_tensor_cores(spec: Spec, target: TargetSpec) -> bool:
+    """Whether the GPU has tensor cores for an operator's precision."""
+    assert target.gpu is not None
+    rates = {"tf32": target.gpu.tf32_fma, "float16": target.gpu.f16_fma}
+    return rates.get(spec.precision, 0) > 0
+
+
+@dataclass(frozen=True)
+class _TensorProduct(_Product):
+    """The same products on tensor cores, for operators of another precision than float32."""
+
+    knobs_class: type = TensorKnobs
+
+    build = staticmethod(tensor_core.build)
+    pack_weight = staticmethod(tensor_core.pack_weight)
+
+    def takes(self, spec: Spec, target: TargetSpec) -> bool:
+        return super().takes(spec, target) and on_tensor_cores(spec, target)
+
+    def predicted(self, spec: Any, knobs: TensorKnobs, target: TargetSpec) -> float:
+        assert target.gpu is not None
+        taps = _taps(spec)
+        problem = template.problem_of(spec)
+        return tensor_core_knobs.predicted_clocks(problem, knobs, target.gpu, spec.precision, taps)
+
+    def _choices(self, spec: Any, target: TargetSpec) -> tuple[TensorKnobs, ...]:
+        return tensor_core_knobs.candidates(spec.precision)
+
+
+def _taps(spec: Any) -> int:
+    """Of the depthwise convolution that is computed on the way, 0 for none."""
+    return math.prod(spec.depthwise.kernel) if isinstance(spec, SeparableSpec) else 0
+
+
+def separable_pays(rule: Any, second: Any, spec: SeparableSpec, target: TargetSpec) -> bool:
+    """Whether one kernel takes less time than two; ``second``: the rule of the pointwise one."""
+    assert target.gpu is not None
+    one = rule.predicted(spec, rule.analytic(spec, target), target)
+    pointwise = spec.pointwise
+    two = second.predicted(pointwise, second.analytic(pointwise, target), target)
+    launch = LAUNCH_US * target.gpu.clock_mhz
+    return bool(one < depthwise_clocks(spec.depthwise, target.gpu) + launch + two)
 
 
 class _Separable(_Product):
@@ -127,8 +176,6 @@ class _Separable(_Product):
     more for every further tile of output channels.
     """
 
-    # microseconds from the end of one kernel of a CUDA graph to the start of the next
-    LAUNCH_US = 1.5
     # of a thread, sums and float4 of the map: the taps under way need registers, too
     MOST_SUMS, MOST_STAGED = 32, 2
 
@@ -142,18 +189,28 @@ class _Separable(_Product):
 
     def predicted(self, spec: Any, knobs: GemmKnobs, target: TargetSpec) -> float:
         assert target.gpu is not None
-        kernel = spec.depthwise.kernel
         problem = template.problem_of(spec)
-        return predicted_clocks(problem, knobs, target.gpu, kernel[0] * kernel[1])
+        return predicted_clocks(problem, knobs, target.gpu, _taps(spec))
 
     def pays(self, spec: SeparableSpec, target: TargetSpec) -> bool:
-        assert target.gpu is not None
-        one = self.predicted(spec, self.analytic(spec, target), target)
-        second = POINTWISE.predicted(
-            spec.pointwise, POINTWISE.analytic(spec.pointwise, target), target
+        return not on_tensor_cores(spec, target) and separable_pays(self, POINTWISE, spec, target)
+
+
+class _TensorSeparable(_TensorProduct):
+    """The same on tensor cores; lanes that multiply a pixel for other channels compute it again."""
+
+    # of a thread, sums and tiles of the map in a stage: the taps under way need registers, too
+    MOST_SUMS, MOST_STAGED = 64, 2
+
+    def _choices(self, spec: Any, target: TargetSpec) -> tuple[TensorKnobs, ...]:
+        return tuple(
+            knobs
+            for knobs in super()._choices(spec, target)
+            if knobs.sums <= self.MOST_SUMS and knobs.pixels * knobs.depth <= self.MOST_STAGED
         )
-        launch = self.LAUNCH_US * target.gpu.clock_mhz
-        return one < depthwise_clocks(spec.depthwise, target.gpu) + launch + second
+
+    def pays(self, spec: SeparableSpec, target: TargetSpec) -> bool:
+        return separable_pays(self, TENSOR_POINTWISE, spec, target)
 
 
 def depthwise_clocks(spec: ConvSpec, gpu: GpuSpec) -> float:
@@ -172,3 +229,9 @@ STEM: Any = _Product("cuda-stem", "stem")
 CONVOLUTION: Any = _Product("cuda-convolution", "conv")
 DENSE_PRODUCT: Any = _Product("cuda-dense-product", "dense")
 SEPARABLE: Any = _Separable("cuda-separable", "separable")
+
+TENSOR_POINTWISE: Any = _TensorProduct("cuda-tensor-pointwise", "pointwise")
+TENSOR_STEM: Any = _TensorProduct("cuda-tensor-stem", "stem")
+TENSOR_CONVOLUTION: Any = _TensorProduct("cuda-tensor-convolution", "conv")
+TENSOR_DENSE_PRODUCT: Any = _TensorProduct("cuda-tensor-dense-product", "dense")
+TENSOR_SEPARABLE: Any = _TensorSeparable("cuda-tensor-separable", "separable")

@@ -86,6 +86,16 @@ def pack_weight(
 
 def build(spec: GemmSpec, knobs: GemmKnobs) -> tirx.PrimFunc:
     """The PrimFunc ``(operand's buffers, packed weight, bias[, residual], output)``."""
+    problem = problem_of(spec)
+    panels = problem.tiles(knobs)[1] * knobs.tile_channels
+    weights = problem.stages(knobs) * knobs.depth * panels
+    return product(spec, knobs, weights, resident_blocks(spec, knobs), Kernel)
+
+
+def product(
+    spec: GemmSpec, knobs: Any, weights: int, resident: int, kernel: type[Kernel]
+) -> tirx.PrimFunc:
+    """The product as ``kernel`` emits it; ``weights``: packed; ``resident``: blocks of an SM."""
     problem, operand = problem_of(spec), operand_of(spec)
     residual = not isinstance(spec, DenseSpec) and _last(spec).residual
     if isinstance(spec, DenseSpec):
@@ -93,11 +103,10 @@ def build(spec: GemmSpec, knobs: GemmKnobs) -> tirx.PrimFunc:
     else:
         out_shape = (problem.images, problem.channels * problem.pixels)
         activation = _last(spec).activation
-    panels = problem.tiles(knobs)[1] * knobs.tile_channels
     dtype = storage(spec.precision)
     buffers = [
         *operand.buffers,
-        ("weight", (problem.stages(knobs) * knobs.depth * panels,), dtype),
+        ("weight", (weights,), dtype),
         ("bias", (problem.channels,), "float32"),
         *([("residual", out_shape, dtype)] if residual else []),
         ("y", out_shape, result_type(spec)),
@@ -109,9 +118,9 @@ def build(spec: GemmSpec, knobs: GemmKnobs) -> tirx.PrimFunc:
         y = View(rest[-1], problem.channels, problem.pixels, problem.rows)
         other = View(rest[0], problem.channels, problem.pixels) if residual else None
         with selected_bounds():
-            Kernel(problem, knobs, operand, inputs, weight, bias, other, y, activation).emit()
+            kernel(problem, knobs, operand, inputs, weight, bias, other, y, activation).emit()
 
-    return prim_func(buffers, body, {MIN_BLOCKS: resident_blocks(spec, knobs)})
+    return prim_func(buffers, body, {MIN_BLOCKS: resident})
 
 
 def resident_blocks(spec: GemmSpec, knobs: GemmKnobs) -> int:

@@ -11,7 +11,8 @@ from tvm.tirx.script import builder as T
 
 from ..emit import Buffer, Expr, activate, constant
 from ..spec import ConvSpec, DenseSpec, SeparableSpec, storage
-from .ir import LANES, View, both, copy4, load_bias, local, padded
+from .ir import LANES, View, both, cast, copy4, load_bias, local, padded
+from .ir import zero as zeros
 
 Buffers = list[tuple[str, tuple[int, ...], str]]  # name, shape, type
 
@@ -163,7 +164,7 @@ class Nchw:
             value = inputs[0][image, k // taps, ih, iw]
             if there is not None:
                 value = T.if_then_else(there, value, constant(0.0))
-            T.buffer_store(to, value, [at + lane])
+            T.buffer_store(to, cast(value, to), [at + lane])
 
     def matrix(self, weight: np.ndarray) -> np.ndarray:
         return weight.reshape(weight.shape[0], -1).T
@@ -204,11 +205,12 @@ class Depthwise:
                 for lane in range(LANES):
                     T.buffer_store(sums, sums[lane] + value[lane] * factor[lane], [lane])
             for lane in range(LANES):
-                T.buffer_store(to, activate(sums[lane], spec.activation, 1), [at + lane])
+                result = activate(sums[lane], spec.activation, 1)
+                T.buffer_store(to, cast(result, to), [at + lane])
 
         def zero() -> None:
             for lane in range(LANES):
-                T.buffer_store(to, constant(0.0), [at + lane])
+                T.buffer_store(to, zeros(to), [at + lane])
 
         if inside is None:
             compute()

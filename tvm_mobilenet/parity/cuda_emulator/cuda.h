@@ -12,7 +12,9 @@
 #define __host__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
+#ifndef __CUDA_ARCH__
 #define __CUDA_ARCH__ 900
+#endif
 
 // Of functions that read the emulator's own memory.
 #define EMULATOR_UNCHECKED __attribute__((no_sanitize("thread"), noinline))

@@ -1,9 +1,10 @@
-// half, and the fragments of nvcuda::wmma: a warp's small matrix product.
+// half, and a warp's small matrix product: PTX's mma.sync and the fragments of nvcuda::wmma.
 //
 // Products of halves and of tf32 values are exact in float32; sums are float32, rounded to nearest,
 // in the order of the reduction. NVIDIA does not specify the order and rounding of the hardware's
 // sums, so equal bits are not promised, an error of the same size is. Which lane holds which
-// element is unspecified too; here lane l holds those from l * num_elements on, row by row.
+// element of a wmma fragment is unspecified too; here lane l holds those from l * num_elements on,
+// row by row. Of mma.sync it is specified, and so it is done here.
 #pragma once
 
 #ifndef __align__
@@ -148,3 +149,78 @@ EMULATOR_UNCHECKED void mma_sync(fragment<accumulator, M, N, K, S, LC>& d,
 }
 
 }  // namespace nvcuda::wmma
+
+// Factors of mma.sync as one lane holds them, and where they belong: lane 4 g + t holds rows g and
+// g + 8 of A and column g of B (PTX ISA, "Matrix Fragments for mma.m16n8k8" and "m16n8k16").
+template <int K>
+struct EmulatorHalves {
+  static constexpr int steps = K, of_a = K / 2, of_b = K / 4;
+  uint32_t a[K / 4], b[K / 8];
+  static float value(const uint32_t* registers, int i) {
+    half x;
+    memcpy(&x, reinterpret_cast<const char*>(registers) + 2 * i, 2);
+    return x;
+  }
+  static int lower(int i) { return i % 4 / 2; }  // whether element i of A is of row g + 8
+  static int column(int i, int t) { return 2 * t + i % 2 + i / 4 * 8; }  // of A
+  static int row(int i, int t) { return 2 * t + i % 2 + i / 2 * 8; }     // of B
+};
+struct EmulatorTf32 {
+  static constexpr int steps = 8, of_a = 4, of_b = 2;
+  uint32_t a[4], b[2];
+  static float value(const uint32_t* registers, int i) {
+    return __uint_as_float(registers[i] & ~0x1fffu);  // the upper 19 bits are read
+  }
+  static int lower(int i) { return i % 2; }
+  static int column(int i, int t) { return t + i / 2 * 4; }
+  static int row(int i, int t) { return t + i * 4; }
+};
+
+// sums = A B + sums; a lane has columns 2 t and 2 t + 1 of row g, then of row g + 8.
+template <class Factors>
+EMULATOR_UNCHECKED void emulator_mma(float* sums, const Factors& own, int line) {
+  const uint64_t* places = emulator_exchange(0xffffffffu, reinterpret_cast<uint64_t>(&own), line);
+  int group = emulator_lane() / 4, within = emulator_lane() % 4;
+  float rows[2][Factors::steps], columns[2][Factors::steps];
+  for (int t = 0; t < 4; ++t) {
+    auto* of = reinterpret_cast<const Factors*>(places[4 * group + t]);
+    for (int i = 0; i < Factors::of_a; ++i)
+      rows[Factors::lower(i)][Factors::column(i, t)] = Factors::value(of->a, i);
+    for (int n = 0; n < 2; ++n) {
+      of = reinterpret_cast<const Factors*>(places[4 * (2 * within + n) + t]);
+      for (int i = 0; i < Factors::of_b; ++i)
+        columns[n][Factors::row(i, t)] = Factors::value(of->b, i);
+    }
+  }
+  for (int i = 0; i < 4; ++i)
+    for (int k = 0; k < Factors::steps; ++k) sums[i] += rows[i / 2][k] * columns[i % 2][k];
+  emulator_exchange(0xffffffffu, 0, line);  // nobody's factors go before all have read them
+}
+
+// PTX by its own name, operands in its own order; inline assembly is turned into calls of these.
+inline void PTX_mma_sync_aligned_m16n8k16_row_col_f32_f16_f16_f32(
+    float& d0, float& d1, float& d2, float& d3, uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
+    uint32_t b0, uint32_t b1, float c0, float c1, float c2, float c3,
+    int line = __builtin_LINE()) {
+  float sums[] = {c0, c1, c2, c3};
+  emulator_mma(sums, EmulatorHalves<16>{{a0, a1, a2, a3}, {b0, b1}}, line);
+  d0 = sums[0], d1 = sums[1], d2 = sums[2], d3 = sums[3];
+}
+inline void PTX_mma_sync_aligned_m16n8k8_row_col_f32_f16_f16_f32(
+    float& d0, float& d1, float& d2, float& d3, uint32_t a0, uint32_t a1, uint32_t b0, float c0,
+    float c1, float c2, float c3, int line = __builtin_LINE()) {
+  float sums[] = {c0, c1, c2, c3};
+  emulator_mma(sums, EmulatorHalves<8>{{a0, a1}, {b0}}, line);
+  d0 = sums[0], d1 = sums[1], d2 = sums[2], d3 = sums[3];
+}
+inline void PTX_mma_sync_aligned_m16n8k8_row_col_f32_tf32_tf32_f32(
+    float& d0, float& d1, float& d2, float& d3, uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
+    uint32_t b0, uint32_t b1, float c0, float c1, float c2, float c3,
+    int line = __builtin_LINE()) {
+  float sums[] = {c0, c1, c2, c3};
+  emulator_mma(sums, EmulatorTf32{{a0, a1, a2, a3}, {b0, b1}}, line);
+  d0 = sums[0], d1 = sums[1], d2 = sums[2], d3 = sums[3];
+}
+inline void PTX_cvt_rna_tf32_f32(uint32_t& d, float a) {
+  d = __float_as_uint(nvcuda::wmma::__float_to_tf32(a));
+}
