@@ -52,6 +52,10 @@ _SHARED = re.compile(
     r"(?P<dynamic>extern\s+)?__shared__\s+(?:alignas\(\d+\)\s+|__align__\(\d+\)\s+)?"
     r"(?P<type>[\w:]+(?:\s+(?:int|char|short|long))?)\s+(?P<name>\w+)\s*\[(?P<size>[^\]]*)\]\s*;"
 )
+_ASSEMBLY = re.compile(
+    r"\basm(?:\s+volatile)?\s*\((?P<text>(?:\s*\"[^\"]*\")+)(?P<operands>[^;]*)\)\s*;"
+)
+_OPERAND = re.compile(r"\"[=+]?\w\"\s*\(((?:[^()]|\([^()]*\))*)\)")
 _INCLUDE = re.compile(r"^\s*#\s*include\s+<(?:cuda|mma).*?>.*$", re.MULTILINE)
 TIMEOUT_SECONDS = 600.0
 
@@ -71,11 +75,11 @@ class Step:
 class Emulator:
     """Kernels of one CUDA source, compiled for this CPU. A context manager: it owns a directory.
 
-    Raises InputError with g++'s first complaint for CUDA C that it does not know, MissingToolError
-    without a compiler.
+    architecture: what `__CUDA_ARCH__` is, 750 for sm_75. Raises InputError with g++'s first
+    complaint for CUDA C that it does not know, MissingToolError without a compiler.
     """
 
-    def __init__(self, source: str) -> None:
+    def __init__(self, source: str, architecture: int = 900) -> None:
         self._lines = source.splitlines()
         self._folder = tempfile.TemporaryDirectory(prefix="tvm-mobilenet-cuda-")
         self._program = Path(self._folder.name) / "program"
@@ -89,7 +93,8 @@ class Emulator:
 
             compiler = own()
             object_file = unit.with_suffix(".o")
-            compiler.run(*_LANGUAGE, *_CHECKED, "-I", _DIRECTORY, "-c", unit, "-o", object_file)
+            flags = (*_LANGUAGE, *_CHECKED, f"-D__CUDA_ARCH__={architecture}", "-I", _DIRECTORY)
+            compiler.run(*flags, "-c", unit, "-o", object_file)
             compiler.run("-no-pie", object_file, _runtime(), "-o", self._program)
         except BaseException:
             self.close()
@@ -251,11 +256,24 @@ def _as_cpp(source: str) -> str:
         size = f"sizeof({kind}) * ({match['size']})"
         return f'{kind}* {name} = ({kind}*)emulator_shared({next(numbers)}, {size}, "{name}");'
 
-    text = _SHARED.sub(shared, _INCLUDE.sub("", source))
+    text = _SHARED.sub(shared, _ASSEMBLY.sub(_ptx_call, _INCLUDE.sub("", source)))
     if "__shared__" in text:
         at = text.index("__shared__")
         raise NotImplementedError(f"shared memory declared as: {text[at : at + 100]}")
     return text
+
+
+def _ptx_call(match: re.Match[str]) -> str:
+    """An inline PTX instruction as a call of the emulator's function of its name.
+
+    The arguments are in the instruction's order, which `%0`, `%1`... tell.
+    """
+    text = "".join(re.findall(r"\"([^\"]*)\"", match["text"])).strip()
+    name, _, places = text.partition(" ")
+    expressions = _OPERAND.findall(match["operands"])
+    arguments = [expressions[int(number)] for number in re.findall(r"%(\d+)", places)]
+    call = f"PTX_{re.sub(r'[.:]+', '_', name)}({', '.join(arguments)});"
+    return call + "\n" * match[0].count("\n")
 
 
 def _table(kernels: str) -> str:
