@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tvm_mobilenet.errors import InputError
 from tvm_mobilenet.parity import ParityReport, Sample, Verdict, judge
-from tvm_mobilenet.parity.judge import EPSILON, FACTOR, FLOOR_ULPS
+from tvm_mobilenet.parity.judge import EPSILON, FACTOR, FEW_VALUES, FLOOR_ULPS
 
 TORCH_ERROR = 1e-5
 SCORES = np.random.default_rng(0).standard_normal((1, 100))
@@ -26,11 +26,15 @@ def verdict(got: np.ndarray, exact: np.ndarray, torch32: np.ndarray | None = Non
     return result
 
 
-@given(times=st.floats(0, 100).filter(lambda t: abs(t - FACTOR) > 1e-6))
-def test_passes_exactly_up_to_the_factor(times: float) -> None:
-    result = verdict(SCORES + times * TORCH_ERROR, SCORES)
-    assert result.passed == (times <= FACTOR)
-    assert result.ratio == pytest.approx(times, rel=1e-6, abs=1e-9)
+@given(times=st.floats(0, 100), values=st.sampled_from([2, 20, 1000]))
+def test_passes_exactly_up_to_the_factor(times: float, values: int) -> None:
+    """PyTorch's own error counts 11, 2 and 1.02 times."""
+    exact = np.linspace(-1, 1, values).reshape(1, -1)
+    result = verdict(exact + times * TORCH_ERROR, exact)
+    limit = FACTOR * (1 + FEW_VALUES / values)
+    if abs(times - limit) > 1e-6:
+        assert result.passed == (times <= limit)
+    assert result.ratio == pytest.approx(times * FACTOR / limit, rel=1e-6, abs=1e-9)
     assert result.max_abs == pytest.approx(times * TORCH_ERROR, rel=1e-6, abs=1e-14)
 
 
@@ -135,7 +139,7 @@ def test_samples_are_pooled_and_the_worst_output_speaks() -> None:
     assert report.summary().startswith("parity passed: max error 1e-05")
     report = judge([good, {**good, "b": SCORES + 1}], references)
     assert not report.passed
-    assert report.summary().startswith("parity failed: output 'b': error is 1e+05 times")
+    assert report.summary().startswith("parity failed: output 'b': error is 9.09e+04 times")
 
 
 def test_nothing_to_judge_is_an_error() -> None:
