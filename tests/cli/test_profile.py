@@ -22,7 +22,7 @@ from tvm_mobilenet.profiling import profile as profile_module
 from tvm_mobilenet.profiling.compare import Comparison, Difference
 from tvm_mobilenet.profiling.counters import Counted
 from tvm_mobilenet.profiling.limits import LevelLimit, Limits
-from tvm_mobilenet.profiling.operators import OperatorSamples, Samples
+from tvm_mobilenet.profiling.operators import CallParts, OperatorSamples, Samples
 from tvm_mobilenet.profiling.profile import Profile, summarise
 from tvm_mobilenet.profiling.statistics import Ratio
 
@@ -54,7 +54,11 @@ def _profile(limits: Limits | None = LIMITS) -> Profile:
     samples = Samples(
         *(tuple(operators), timed - 100, timed, around, around, 40_000, timed, 1),
         load_seconds=0.5,
-        counted=Counted({"cycles": 2.5e6}, ""),
+        counted=Counted(
+            ({"cycles": 1.25e6, "instructions": 2.5e6},) * 2
+            + ({"cycles": 0.0, "instructions": 0.0},) * 2
+        ),
+        call=CallParts(100.0, 200.0),
     )
     return summarise(samples, DOCUMENT, bundle="b", cpu="A Processor", limits=limits)
 
@@ -86,7 +90,7 @@ def test_the_table_is_sorted_and_reconciled(
     assert lines[0].split()[:4] == ["LAYER", "KIND", "TIME", "us"]
     assert lines[1].split() == [
         *("layer.1/Conv", "depthwise", "5.0", "45.5%", "45.5%", "5.0", "5.0", "9.0"),
-        *("100.0", "0.8", "125.0", "100%", "compute", "1", "depthwise", "analytic"),
+        *("100.0", "0.8", "125.0", "100%", "compute", "2.00", "1", "depthwise", "analytic"),
     ]
     assert [line.split()[0] for line in lines[2:5]] == [
         "layer.2/Conv",
@@ -94,14 +98,16 @@ def test_the_table_is_sorted_and_reconciled(
         "layer.3/Conv",
     ]
     assert lines[6] == (
-        "operators 10.0 us (90.9%) + entering 0.5 us (4.5%) + leaving 0.5 us (4.5%) = 11.0 us "
-        "from end to end"
+        "operators 10.0 us (90.9%) + calling 0.4 us (3.6%) + taking memory 0.1 us (0.9%) + "
+        "giving it back 0.2 us (1.8%) + returning 0.3 us (2.7%) = 11.0 us from end to end"
     )
     assert lines[7].startswith("without instruments 10.9 us: difference +0.1 us, +0.9%; ")
     assert lines[7].endswith("the instruments cost 0.1 us, 0.9%")
     assert lines[8].startswith("load 500 ms, first run 0.040 ms, 3 warm-up runs, then 3 runs")
     assert lines[9] == "this machine on 1 thread: 100 GFLOP/s; GB/s: L1 200"
-    assert lines[10] == "counted in an inference: cycles 2.500 M"
+    assert lines[10] == (
+        "counted in the operators of an inference: cycles 2.500 M, instructions 5.000 M"
+    )
 
 
 def test_top_and_by(asked: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
@@ -163,7 +169,7 @@ def test_colours_on_a_terminal_unless_no_color(
     assert main(["profile", "b"]) == 0
     printed = capsys.readouterr().out
     assert ("\x1b[32m" in printed) == coloured
-    assert len(re.sub(r"\x1b\[\d+m", "", printed).splitlines()[1].split()) == 16
+    assert len(re.sub(r"\x1b\[\d+m", "", printed).splitlines()[1].split()) == 17
 
 
 def test_a_bundle_that_cannot_be_profiled(

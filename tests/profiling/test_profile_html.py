@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import base64
+import contextlib
+import dataclasses
 import gzip
 import json
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tvm_mobilenet.errors import MissingToolError
+from tvm_mobilenet.cli import main
+from tvm_mobilenet.errors import InputError, MissingToolError
 from tvm_mobilenet.profiling import html, kernels
+from tvm_mobilenet.profiling.counters import Counted
 from tvm_mobilenet.profiling.instructions import InstructionProfile, OperatorInstructions
+from tvm_mobilenet.profiling.layer_parity import read_parity
 from tvm_mobilenet.profiling.limits import LevelLimit, Limits
 from tvm_mobilenet.profiling.operators import sample_operators
 from tvm_mobilenet.profiling.profile import Profile, summarise
@@ -38,16 +43,76 @@ def profiled(small_bundle: Path) -> Profile:
     document["operators"] = [dict(entry) for entry in document["operators"]]
     samples = sample_operators(small_bundle, threads=1, runs=8)
     samples.operators[3].description["onnx_nodes"].append(HOSTILE)
+    counts = tuple({"cycles": 100.0 * i, "instructions": 250.0 * i} for i in range(1, 6))
+    samples = dataclasses.replace(samples, counted=Counted(counts, {"L2 misses": "not there"}))
     return summarise(
         samples, document, bundle=str(small_bundle), cpu="A Processor", limits=LIMITS, notes=["Hm"]
     )
 
 
 @pytest.fixture(scope="module")
-def page_path(profiled: Profile, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("page") / "profile.html"
-    html.write_html(profiled, path)
+def parity_path(
+    small_bundle: Path, model_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """What `validate --per-layer --json` prints of the bundle."""
+    path = tmp_path_factory.mktemp("parity") / "parity.json"
+    with path.open("w") as file, contextlib.redirect_stdout(file):
+        arguments = ("validate", small_bundle, "--model", model_path, "--per-layer", "--json")
+        assert main(list(map(str, arguments))) == 0
     return path
+
+
+@pytest.fixture(scope="module")
+def page_path(
+    profiled: Profile, parity_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    path = tmp_path_factory.mktemp("page") / "profile.html"
+    symbols = [operator.symbol for operator in profiled.operators]
+    html.write_html(profiled, path, parity=read_parity(parity_path, symbols))
+    return path
+
+
+def test_parity_is_read_layer_by_layer(parity_path: Path, profiled: Profile) -> None:
+    symbols = [operator.symbol for operator in profiled.operators]
+    found = read_parity(parity_path, symbols)
+    assert found.whole["state"] == "passed" and "layers" not in found.whole
+    assert [row["symbol"] for row in found.layers] == symbols
+    for row in found.layers:
+        assert row["verdict"] == "passed" and row["propagated_snr_db"] > 100
+        assert 0 < row["isolated_relative_l2"] < 1e-5
+    with pytest.raises(InputError, match="of another bundle"):
+        read_parity(parity_path, symbols[1:])
+
+
+@pytest.mark.parametrize(
+    ("spoil", "problem"),
+    [
+        (lambda text: text[:40], "is no output of 'validate --json'"),
+        (lambda text: text.replace('"validate"', '"profile"'), "kind is 'profile'"),
+        (lambda text: text.replace('"isolated"', '"other"'), "KeyError|'isolated'"),
+    ],
+)
+def test_another_file_is_no_parity(
+    parity_path: Path, tmp_path: Path, spoil: Callable[[str], str], problem: str
+) -> None:
+    other = tmp_path / "other.json"
+    other.write_text(spoil(parity_path.read_text()))
+    with pytest.raises(InputError, match=problem):
+        read_parity(other, [])
+    with pytest.raises(InputError, match="cannot be read"):
+        read_parity(tmp_path / "nowhere.json", [])
+
+
+def test_a_verdict_at_fault_shows(parity_path: Path, tmp_path: Path, profiled: Profile) -> None:
+    document = json.loads(parity_path.read_text())
+    operators = document["parity"]["layers"]["operators"]
+    operators[1]["isolated"]["passed"] = operators[2]["propagated"]["passed"] = False
+    operators[3]["isolated"] = operators[3]["propagated"] = None
+    path = tmp_path / "wrong.json"
+    path.write_text(json.dumps(document))
+    rows = read_parity(path, [operator.symbol for operator in profiled.operators]).layers
+    assert [row["verdict"] for row in rows] == ["passed", "AT FAULT", "FAILED", "–", "passed"]
+    assert rows[3]["propagated_snr_db"] is None
 
 
 def _unpacked(text: str, name: str) -> str:
@@ -155,9 +220,9 @@ def test_the_page_in_a_browser(opened: tuple[Page, list[str]], profiled: Profile
     # the table sorts, both ways, and filters
     slowest_first = [row["name"] for row in profiled.rows()]
     assert _column(page, "name") == slowest_first
-    page.get_by_role("button", name="Layer").click()
+    page.locator("#operators").get_by_role("button", name="Layer").click()
     assert _column(page, "name") == sorted(slowest_first)
-    page.get_by_role("button", name="Layer").click()
+    page.locator("#operators").get_by_role("button", name="Layer").click()
     assert _column(page, "name") == sorted(slowest_first, reverse=True)
     page.fill("#filter", "point")
     assert _column(page, "kind") == ["pointwise"]
@@ -165,6 +230,15 @@ def test_the_page_in_a_browser(opened: tuple[Page, list[str]], profiled: Profile
     page.fill("#filter", "")
     page.select_option("#kind", "pool")
     assert _column(page, "kind") == ["pool"]
+
+    # counters and parity are there
+    page.select_option("#kind", "")
+    assert _column(page, "ipc") == ["2.50"] * 5 and _column(page, "l2_mpki") == []
+    assert "L2 misses" in page.inner_text("#limits")
+    assert page.locator("#growth .scatterlayer .trace").count() == 3
+    parity = page.locator("#parity-layers tbody tr")
+    assert parity.count() == 5 and "passed" in parity.first.inner_text()
+    page.select_option("#kind", "pool")
 
     # a click shows the kernel
     page.locator("#operators tbody tr").click()

@@ -14,24 +14,31 @@ from tvm_mobilenet.cli.common import (
     emit_json,
     positive_int,
 )
+from tvm_mobilenet.cli.profile_instructions import run_instructions
 from tvm_mobilenet.cli.profile_static import run_static
 from tvm_mobilenet.cli.side_by_side import run_against, run_compare
 from tvm_mobilenet.cli.table import Table, print_rest
 from tvm_mobilenet.errors import UsageError
 
 if TYPE_CHECKING:
+    from tvm_mobilenet.profiling.layer_parity import LayerParity
     from tvm_mobilenet.profiling.profile import Phases, Profile, Reconciliation
 
 HELP = (
     "Time every operator of a bundle inside the running network, and compare it with what this "
     "machine can do. TIME is the mean over the quieter half of the runs, in which times add up; "
     "ROOF is the least time possible (FLOPs at the FMA peak, or bytes at the bandwidth of the "
-    "memory that keeps them) over TIME, BOUND what sets it. Entering is the call from Python, "
-    "checking arguments and taking memory. Of a bundle for another kind of machine, executed "
-    "instructions are counted under QEMU instead, with --instructions of one for this machine too, "
-    "by single-stepping. Loading a bundle runs the code in it."
+    "memory that keeps them) over TIME, BOUND what sets it. Calling and returning are Python's and "
+    "the runtime's part, whose code the network has driven out of the caches. Cycles, instructions "
+    "and cache misses are counted where Linux lets a process read them. Of a bundle for another "
+    "kind of machine, executed instructions are counted under QEMU instead, with --instructions of "
+    "one for this machine too, by single-stepping. Loading a bundle runs the code in it."
 )
 _FILES = ("csv", "trace", "html")
+_RATES = (  # where the processor's counters can be read; misses per 1000 instructions
+    *(("IPC", "ipc"), ("L1 MISS/K", "l1d_mpki"), ("L2 MISS/K", "l2_mpki")),
+    ("LLC MISS/K", "llc_mpki"),
+)
 _COLOURS = ((0.7, "32"), (0.4, "33"), (0.0, "31"))  # share of the roofline: green, yellow, red
 
 
@@ -103,6 +110,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="with --html: the tuning records that the bundle was built with, if not the shipped "
         "ones; the page shows how they were found",
     )
+    group.add_argument(
+        "--parity",
+        type=Path,
+        metavar="FILE",
+        help="with --html: what 'validate BUNDLE --model MODEL --per-layer --json' printed; the "
+        "page shows how errors grow from operator to operator",
+    )
     add_threads_argument(parser)
     add_json(parser)
 
@@ -124,7 +138,8 @@ def run(args: argparse.Namespace) -> int:
         if path := getattr(args, option):
             exports.check_writable(path, f"--{option}")
     if args.instructions or _only_counted(args):
-        return _run_instructions(args)
+        return run_instructions(args)
+    parity = _parity(args)
     measured = _measure(args)
     if args.csv:
         exports.write_csv(measured, args.csv, args.by)
@@ -133,7 +148,7 @@ def run(args: argparse.Namespace) -> int:
         exports.write_trace(measured, args.trace)
         args.console.info(f"{args.trace}: open it in ui.perfetto.dev or chrome://tracing")
     if args.html:
-        html.write_html(measured, args.html, args.logs)
+        html.write_html(measured, args.html, args.logs, parity)
         args.console.info(f"{args.html}: open it in a browser")
     if args.json:
         emit_json("profile", exports.document(measured))
@@ -153,58 +168,15 @@ def _only_counted(args: argparse.Namespace) -> bool:
     return not (args.rpc or args.rpc_tracker) and architecture != host.architecture()
 
 
-def _run_instructions(args: argparse.Namespace) -> int:
-    """Executed instructions in place of times."""
-    from tvm_mobilenet.profiling import exports, html
-    from tvm_mobilenet.profiling.instructions import profile_instructions
+def _parity(args: argparse.Namespace) -> LayerParity | None:
+    """What --parity names, read before anything is measured."""
+    from tvm_mobilenet.profiling.layer_parity import read_parity
+    from tvm_mobilenet.runtime import manifest
 
-    if args.trace:
-        where = "leave out --instructions" if args.instructions else "name a device with --rpc"
-        raise UsageError(f"--trace is of times: {where}")
-    counted = profile_instructions(
-        args.bundles[0],
-        progress=args.console.info,
-        on_operator=args.console.bar("operators"),
-    )
-    rows = counted.rows(args.by)
-    if args.csv:
-        exports.write_csv(counted, args.csv, args.by)
-        args.console.info(f"{args.csv}: {len(rows)} rows")
-    if args.html:
-        html.write_instructions(counted, args.html)
-        args.console.info(f"{args.html}: open it in a browser")
-    if args.json:
-        emit_json("profile-instructions", counted.document())
-        return 0
-    table = Table(rows[: args.top])
-    table.column({"layer": "LAYER", "op": "OPERATOR", "kind": "KIND"}[args.by], "name")
-    if args.by != "kind":
-        table.column("KIND", "kind")
-    if args.by != "layer":
-        table.column("CALLS", "calls", "d")
-    table.column("INSTRUCTIONS", "instructions", "d")
-    table.column("SHARE", "share", ".1%")
-    table.column("SUM", "cumulative_share", ".1%")
-    table.column("FLOOR", "floor", ".0f")
-    table.column("TIMES", "over_floor", ".2f")
-    table.column("SCHEDULE", "schedule")
-    table.column("SOURCE", "source")
-    if args.wide:
-        if args.by != "kind":
-            table.column("SHAPE", "shape")
-            table.column("KNOBS", "knobs")
-        table.column("ONNX NODES", "onnx_nodes")
-    table.write({})
-    print_rest(args.top, len(rows))
-    lines = [
-        "",
-        f"{counted.total} instructions an inference on one thread, under {counted.machine}: "
-        f"operators {counted.total - counted.rest}, between them {counted.rest}",
-        "FLOOR: the operator's Mult-Adds as vector instructions and nothing else",
-    ]
-    lines += [f"note: {note}" for note in counted.notes]
-    sys.stdout.write("\n".join(lines) + "\n")
-    return 0
+    if args.parity is None:
+        return None
+    document = manifest.read(manifest.choose(args.bundles[0])).document
+    return read_parity(args.parity, [str(entry["symbol"]) for entry in document["operators"]])
 
 
 def _measure(args: argparse.Namespace) -> Profile:
@@ -240,6 +212,8 @@ def _check_arguments(args: argparse.Namespace) -> None:
         )
     if args.logs and not args.html:
         raise UsageError("--logs goes with --html, which shows what tuning measured")
+    if args.parity and not args.html:
+        raise UsageError("--parity goes with --html, which shows it layer by layer")
     if (args.against is None) != (args.model is None):
         raise UsageError("--against and --model FILE go together")
     if args.instructions and (args.rpc or args.rpc_tracker or (args.threads or 1) > 1):
@@ -263,6 +237,8 @@ def _check_arguments(args: argparse.Namespace) -> None:
 
 
 def _print_rows(rows: Sequence[dict[str, Any]], *, by: str, wide: bool) -> None:
+    from tvm_mobilenet.profiling import counters
+
     table = Table(rows)
     table.column({"layer": "LAYER", "op": "OPERATOR", "kind": "KIND"}[by], "name")
     if by != "kind":
@@ -280,10 +256,16 @@ def _print_rows(rows: Sequence[dict[str, Any]], *, by: str, wide: bool) -> None:
     table.column("FLOP/B", "intensity", ".1f")
     table.column("ROOF", "roof_share", ".0%")
     table.column("BOUND", "bound")
+    counted = [column for column in _RATES if any(row[column[1]] is not None for row in rows)]
+    for column in counted:
+        table.column(*column, ".2f")
     table.column("THREADS", "threads", "d")
     table.column("SCHEDULE", "schedule")
     table.column("SOURCE", "source")
     if wide:
+        for event in counters.events():
+            if any(row[event.name] is not None for row in rows):
+                table.column(event.title.upper(), event.name, ".0f")
         table.column("MEAN", "mean_us", ".1f")
         if by != "kind":
             table.column("SHAPE", "shape")
@@ -312,16 +294,16 @@ def _print_summary(measured: Profile) -> None:
         lines.append(f"this machine on {measured.limits}")
     if counts := measured.samples.counted.counts:
         listed = ", ".join(f"{name} {count / 1e6:.3f} M" for name, count in counts.items())
-        lines.append(f"counted in an inference: {listed}")
+        lines.append(f"counted in the operators of an inference: {listed}")
     lines += [f"note: {note}" for note in measured.notes]
     sys.stdout.write("\n".join(lines) + "\n")
 
 
 def _sum(whole: Reconciliation) -> str:
     """The parts and what they add up to."""
-    if whole.entry is None or whole.exit is None:
+    parts = whole.parts
+    if len(parts) == 1:
         return f"operators {whole.operators:.1f} us"
-    parts = {"operators": whole.operators, "entering": whole.entry, "leaving": whole.exit}
     listed = [f"{name} {us:.1f} us ({us / whole.timed:.1%})" for name, us in parts.items()]
     return f"{' + '.join(listed)} = {whole.timed:.1f} us from end to end"
 

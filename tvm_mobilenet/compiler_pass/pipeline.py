@@ -17,6 +17,7 @@ from tvm_mobilenet.schedules.base import Records, Scheduled, activation_lanes
 from tvm_mobilenet.targets import TargetSpec
 
 from . import launch_bounds
+from .counted_entry import add_counted_entry
 from .fuse_separable import fuse_separable
 from .lower_operators import CallSites, lower_operators
 from .onnx_nodes import name_the_rest
@@ -151,6 +152,7 @@ def compile_model(
         if target.gpu is None:
             mod = add_timed_entry(mod, target)
             mod = add_traced_entry(mod)
+            mod = add_counted_entry(mod, target)
         elif cuda_graph:
             mod = _plan_memory(before, relax.transform.RewriteCUDAGraph())
         mod = tvm.transform.Sequential(

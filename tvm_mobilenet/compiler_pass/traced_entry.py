@@ -16,53 +16,39 @@ from typing import Any
 
 import tvm
 from tvm import relax, tirx
-from tvm.relax.utils import copy_with_new_vars
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
 from tvm_mobilenet.runtime.library import TRACED_ENTRY
 
-from .relax_graph import bindings_of, is_kernel_call
+from .extra_entry import ExtraEntry
+from .relax_graph import is_kernel_call
 
 _EXCHANGE = "exchange_result"
 
 
 def add_traced_entry(mod: tvm.IRModule) -> tvm.IRModule:
     """``mod`` with the third entry; runs after memory planning, before shapes are lowered."""
-    main = copy_with_new_vars(mod["main"])
-    calls = [binding.value for binding in bindings_of(main) if is_kernel_call(binding.value)]
-    places = max(sum(map(traced_elements, calls)), 1)
-    builder = relax.BlockBuilder(mod)
+    entry = ExtraEntry(mod)
+    places = max(sum(map(traced_elements, entry.calls)), 1)
+    operators = max(len(entry.calls), 1)
     trace = relax.Var("trace", relax.TensorType([places], "float32"))
-    feed = relax.Var("feed", relax.TensorType([max(len(calls), 1)], "int64"))
+    feed = relax.Var("feed", relax.TensorType([operators], "int64"))
     exchanges: dict[int, Any] = {}  # by the rank of the result
-
-    def exchange(result: Any, offset: int, operator: int) -> Any:
-        rank = len(result.ty.shape)
-        if rank not in exchanges:
-            function = _exchange(rank, places, max(len(calls), 1))
-            exchanges[rank] = builder.add_func(function, f"{_EXCHANGE}_{rank}")
-        numbers = [relax.prim_value(value) for value in (offset, operator)]
-        call = relax.Call(exchanges[rank], [result, trace, feed, *numbers])
-        return relax.VarBinding(relax.Var("traced", relax.TupleType([])), call)
-
-    bindings: list[Any] = []
     operator = offset = 0
-    for binding in bindings_of(main):
-        bindings.append(binding)
-        if is_kernel_call(binding.value):
-            if elements := traced_elements(binding.value):
-                bindings.append(exchange(binding.value.args[-1], offset, operator))
-            operator, offset = operator + 1, offset + elements
-    traced = relax.Function(
-        [*main.params, trace, feed],
-        relax.SeqExpr([relax.BindingBlock(bindings)], main.body.body),
-        main.ret_ty,
-        is_pure=False,
-        attrs=main.attrs,
-    ).with_attr({"global_symbol": TRACED_ENTRY, "num_input": len(main.params) + 2})
-    builder.add_func(traced, TRACED_ENTRY)
-    return builder.get()
+    for binding in entry.own:
+        entry.keep(binding)
+        if not is_kernel_call(binding.value):
+            continue
+        if elements := traced_elements(binding.value):
+            result = binding.value.args[-1]
+            rank = len(result.ty.shape)
+            if rank not in exchanges:
+                function = _exchange(rank, places, operators)
+                exchanges[rank] = entry.function(function, f"{_EXCHANGE}_{rank}")
+            entry.call(exchanges[rank], [result, trace, feed], offset, operator)
+        operator, offset = operator + 1, offset + elements
+    return entry.module(TRACED_ENTRY, [trace, feed])
 
 
 def traced_elements(call: Any) -> int:

@@ -19,12 +19,13 @@ from typing import TYPE_CHECKING, Any
 
 from tvm_mobilenet.errors import MissingToolError
 from tvm_mobilenet.json_values import plain
-from tvm_mobilenet.profiling import exports
+from tvm_mobilenet.profiling import counters, exports
 from tvm_mobilenet.profiling.kernels import read_kernels
 from tvm_mobilenet.profiling.tuning_curves import curves
 
 if TYPE_CHECKING:
     from tvm_mobilenet.profiling.instructions import InstructionProfile
+    from tvm_mobilenet.profiling.layer_parity import LayerParity
     from tvm_mobilenet.profiling.profile import Profile
     from tvm_mobilenet.profiling.report import Report
 
@@ -39,22 +40,33 @@ def check() -> None:
         raise MissingToolError("--html needs plotly: pip install 'tvm-mobilenet[report]'")
 
 
-def write_html(profile: Profile, path: Path, logs: Path | None = None) -> None:
+def write_html(
+    profile: Profile, path: Path, logs: Path | None = None, parity: LayerParity | None = None
+) -> None:
     """Write the page; MissingToolError without plotly.
 
     logs: the directory of tuning records that the bundle was built with (see `build`).
+    parity: of its operators, in place of the verdict that the bundle carries.
     """
     check()
-    path.write_text(page(profile, logs), encoding="utf-8")
+    path.write_text(page(profile, logs, parity), encoding="utf-8")
 
 
-def page(profile: Profile, logs: Path | None = None) -> str:
-    """The page's text; `logs` as for `write_html`."""
+def page(profile: Profile, logs: Path | None = None, parity: LayerParity | None = None) -> str:
+    """The page's text; see `write_html`."""
     symbols = [operator.symbol for operator in profile.operators]
     kernels = read_kernels(Path(profile.bundle), symbols)
     data = exports.document(profile)
     del data["nanoseconds"]
     data["paper_shares"] = PAPER_SHARES
+    data["parity_layers"] = []
+    if parity is not None:
+        data |= {"parity": parity.whole, "parity_layers": parity.layers}
+    data["counters"] = [
+        (event.title, data["counters"][event.name])
+        for event in counters.events()
+        if event.name in data["counters"]
+    ]
     data["tuning"] = [curve.row() for curve in curves(Path(profile.bundle), logs)]
     return _filled(
         "page",

@@ -105,9 +105,18 @@ def _core(cpu: int) -> str:
 
 def cpu_name() -> str:
     """The processor's name as the system tells it."""
+    return _cpuinfo("model name") or platform.processor() or platform.machine()
+
+
+def vendor() -> str:
+    """Who made an x86 processor, as its cpuid says: "GenuineIntel", ...; "" where not told."""
+    return _cpuinfo("vendor_id")
+
+
+def _cpuinfo(key: str) -> str:
     info = Path("/proc/cpuinfo")
     if info.is_file():
         for line in info.read_text().splitlines():
-            if line.startswith("model name"):
+            if line.startswith(key):
                 return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
+    return ""

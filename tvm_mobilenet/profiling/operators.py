@@ -55,6 +55,18 @@ class OperatorSamples:
 
 
 @dataclass(frozen=True)
+class CallParts:
+    """Around the operators, inside compiled code, in nanoseconds: medians of runs of their own.
+
+    `taking` memory before the first operator, `giving` it back after the last one. The rest of
+    `Samples.entry` and `exit` is the call itself: Python, arguments, the virtual machine's frame.
+    """
+
+    taking: float
+    giving: float
+
+
+@dataclass(frozen=True)
 class Samples:
     """A profiled network: all times in nanoseconds, (runs,) in steady state; None: not known.
 
@@ -71,7 +83,8 @@ class Samples:
     warm_up: np.ndarray  # (warm-up runs,)
     threads: int
     load_seconds: float | None  # None: it had been loaded before
-    counted: Counted = Counted({}, "")  # noqa: RUF009  (frozen)
+    counted: Counted = Counted()  # noqa: RUF009  (frozen)
+    call: CallParts | None = None
 
 
 def time_operators(
@@ -112,8 +125,15 @@ def sample_operators(
     first = runner.timed()
     warm_up = runner.warm_up()
     rows = runner.alternate(runs, progress or (lambda done, total: None))
+    samples = runner.samples(first, warm_up, rows, load_seconds)
+    try:
+        counting = Counting(runner, bundle)
+    except InputError as error:  # what was built before can still be timed
+        return dataclasses.replace(samples, counted=Counted(missing={"counters": str(error)}))
     return dataclasses.replace(
-        runner.samples(first, warm_up, rows, load_seconds), counted=counters.count(runner.plain)
+        samples,
+        counted=counters.count(counting.read, runner.plain, counters.events()),
+        call=counting.call_parts(),
     )
 
 
@@ -146,12 +166,12 @@ class Runner:
             for tensor, array in zip(bundle.inputs, inputs, strict=True)
         ]
         self._held = checked  # the tensors below only look at them
-        self._inputs = [ffi.from_dlpack(array) for array in checked]
-        self._timed_arguments = [*self._inputs, ffi.from_dlpack(self._stamps)]
+        self.inputs = [ffi.from_dlpack(array) for array in checked]
+        self._timed_arguments = [*self.inputs, ffi.from_dlpack(self._stamps)]
 
     def plain(self) -> int:
         """Nanoseconds of one run without instruments."""
-        main, inputs, clock = self._main, self._inputs, time.perf_counter_ns
+        main, inputs, clock = self._main, self.inputs, time.perf_counter_ns
         start = clock()
         main(*inputs)
         return clock() - start
@@ -227,3 +247,41 @@ class Runner:
             threads=self._bundle.threads,
             load_seconds=load_seconds,
         )
+
+
+class Counting:
+    """The entry ``main_counted`` of a runner's bundle; see `compiler_pass.counted_entry`."""
+
+    def __init__(self, runner: Runner, bundle: Bundle) -> None:
+        """InputError for a bundle without that entry."""
+        self._entry = bundle.program.counted_entry()
+        self._runner = runner
+        self._places = len(bundle.manifest["operators"]) + 4
+
+    def read(self, descriptors: Sequence[int], words: int) -> np.ndarray:
+        """Readings (runs, places, threads, words), int64, of those groups of events."""
+        import numpy as np
+
+        return np.array([self._run(descriptors, words)[0] for _ in range(counters.RUNS)])
+
+    def call_parts(self) -> CallParts:
+        """What lies around the operators, in turns with plain runs."""
+        import numpy as np
+
+        steps = []
+        for _ in range(counters.RUNS):
+            self._runner.plain()
+            steps.append(np.diff(self._run([-1], 1)[1]))
+        taking, *_, reading, giving = np.median(steps, axis=0)
+        return CallParts(max(0.0, float(taking - reading)), max(0.0, float(giving - reading)))
+
+    def _run(self, descriptors: Sequence[int], words: int) -> tuple[np.ndarray, np.ndarray]:
+        """One inference: readings (places, threads, words) and stamps (places,)."""
+        import numpy as np
+
+        ffi = library.tvm_ffi()
+        readings = aligned(np.zeros((self._places, len(descriptors), words), np.int64))
+        stamps = aligned(np.zeros(self._places, np.int64))
+        more = (aligned(np.array(descriptors, np.int64)), readings, stamps)
+        self._entry(*self._runner.inputs, *map(ffi.from_dlpack, more))
+        return readings, stamps

@@ -54,6 +54,7 @@ class OperatorProfile:
     bytes: int
     weight_bytes: int
     roof: Roof | None  # None: this machine's limits are not known
+    counts: Mapping[str, float] = dataclasses.field(default_factory=dict)  # see `counters.events`
 
     @property
     def name(self) -> str:
@@ -76,11 +77,33 @@ class Reconciliation:
     timed: float
     plain: float
     instruments: float | None  # None: not measured in pairs
+    memory: tuple[float, float] | None = None  # of entry and exit: taking and giving back memory
 
     @property
     def overhead(self) -> float | None:
-        """The call itself: `entry` has Python's call, the check of arguments, taking memory."""
+        """All but the operators."""
         return None if self.entry is None or self.exit is None else self.entry + self.exit
+
+    @property
+    def parts(self) -> dict[str, float]:
+        """What `timed` is made of, by name; the operators alone where nothing else was seen.
+
+        Calling is Python, the arguments and their check; both ways mostly wait for code and data
+        of Python and the virtual machine, which the network has driven out of the caches.
+        """
+        if self.entry is None or self.exit is None:
+            return {"operators": self.operators}
+        if self.memory is None:  # not told apart
+            around = {"entering": self.entry, "leaving": self.exit}
+        else:
+            taking, giving = self.memory
+            around = {
+                "calling": self.entry - taking,
+                "taking memory": taking,
+                "giving it back": giving,
+                "returning": self.exit - giving,
+            }
+        return {"operators": self.operators, **around}
 
     @property
     def difference(self) -> float:
@@ -220,9 +243,10 @@ def summarise(
     )
     kinds = layer_kinds([operator.kind for operator in samples.operators])
     weights = sum(_bytes(o, "weight_bytes") for o in samples.operators)
+    counts = samples.counted.operators or ({},) * len(kinds)
     operators = tuple(
-        _operator(operator, kind, quiet, timed, samples.threads, limits, weights)
-        for operator, kind in zip(samples.operators, kinds, strict=True)
+        _operator(operator, kind, quiet, timed, samples.threads, limits, weights, counted)
+        for operator, kind, counted in zip(samples.operators, kinds, counts, strict=True)
     )
     reconciliation = Reconciliation(
         operators=sum(operator.time for operator in operators),
@@ -233,6 +257,9 @@ def summarise(
         instruments=None
         if entry is None
         else float(np.median(samples.timed - samples.plain)) / 1e3,
+        memory=None
+        if samples.call is None or entry is None or exit_ is None
+        else (min(samples.call.taking / 1e3, entry), min(samples.call.giving / 1e3, exit_)),
     )
     p10, p50, p90 = (float(p) / 1e6 for p in np.percentile(samples.plain, [10, 50, 90]))
     phases = Phases(
@@ -245,8 +272,8 @@ def summarise(
         p90_ms=p90,
     )
     notes = list(notes)
-    if samples.counted.missing:
-        notes.append(f"no hardware counters: {samples.counted.missing}")
+    if samples.counted.note:
+        notes.append(samples.counted.note)
     if limits and not limits.quiet:
         notes.append(
             "this machine's limits were measured while it was busy: they may be too low; "
@@ -277,6 +304,7 @@ def _operator(
     threads: int,
     limits: Limits | None,
     all_weights: int,
+    counts: Mapping[str, float],
 ) -> OperatorProfile:
     import numpy as np
 
@@ -307,6 +335,7 @@ def _operator(
         bytes=moved,
         weight_bytes=weights,
         roof=None if limits is None else roof(flops, weights, moved - weights, all_weights, limits),
+        counts=counts,
     )
 
 

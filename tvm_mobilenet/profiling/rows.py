@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 from tvm_mobilenet.errors import InputError
+from tvm_mobilenet.profiling import counters
 
 if TYPE_CHECKING:
     from tvm_mobilenet.profiling.profile import OperatorProfile
@@ -78,6 +79,7 @@ def row_of(
         "schedule": same([operator.schedule for operator in group]),
         "source": same([operator.source for operator in group]),
         "knobs": dict(head.knobs) if by != "kind" else None,
+        **counters.row([operator.counts for operator in group]),
     }
 
 

@@ -98,6 +98,11 @@ class Program:
         library.use_threads(self.threads, exactly=self._exactly)
         return self._module.timed_entries()
 
+    def counted_entry(self) -> Any:
+        """See `library.Module.counted_entry`; threads are set up for the calling thread."""
+        library.use_threads(self.threads, exactly=self._exactly)
+        return self._module.counted_entry()
+
     def checked(self, values: Mapping[str, Any], tensor: Tensor) -> np.ndarray:
         """The value of that input as a contiguous array aligned to `ALIGNMENT` bytes."""
         array = as_array(values[tensor.name], f"input '{tensor.name}'")

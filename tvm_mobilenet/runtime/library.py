@@ -27,6 +27,7 @@ _LIBRARY_NAME = {"darwin": "libtvm_runtime.dylib", "win32": "tvm_runtime.dll"}.g
 _CPU, _FIRST, _POOLED_ALLOCATOR = 1, 0, 2  # vm_initialization: device type, its number, allocator
 TIMED_ENTRY = "main_timed"  # see compiler_pass.timed_entry
 TRACED_ENTRY = "main_traced"  # see compiler_pass.traced_entry
+COUNTED_ENTRY = "main_counted"  # see compiler_pass.counted_entry
 _SHARE_ALL_CORES = -3  # affinity mode: no thread is bound to one core, the caller's least of all
 _pool = threading.local()  # TVM keeps one thread pool for each calling thread
 _digest_of_name: dict[str, str] = {}  # name given to the dynamic linker -> what that file held
@@ -167,6 +168,10 @@ class Module:
         Raises InputError for a library that was built without it.
         """
         return self._main, self._entry(TIMED_ENTRY, "timed")
+
+    def counted_entry(self) -> Any:
+        """`COUNTED_ENTRY` as it is; raises as `timed_entries`."""
+        return self._entry(COUNTED_ENTRY, "counted")
 
     def trace(self, arrays: Sequence[Any], trace: Any, feed: Any) -> None:
         """Run `TRACED_ENTRY` on the inputs; `trace` is filled (see `compiler_pass.traced_entry`).

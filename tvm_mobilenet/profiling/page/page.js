@@ -137,6 +137,7 @@ function rooflineChart() {
 
 // -- table -----------------------------------------------------------------------------------------
 
+const COUNTED = ["ipc", "l1d_mpki", "l2_mpki", "llc_mpki", "instructions", "cycles"]; // where the processor lets us
 const COLUMNS = [
   ["#", "index", (row) => row.index],
   ["Layer", "name", (row) => row.name, "text"],
@@ -152,11 +153,17 @@ const COLUMNS = [
   ["GFLOP/s", "gflops", (row) => number(row.gflops)],
   ["GB/s", "gb_per_s", (row) => number(row.gb_per_s)],
   ["FLOP/B", "intensity", (row) => number(row.intensity)],
+  ["IPC", "ipc", (row) => number(row.ipc, 2)],
+  ["L1 misses / 1000", "l1d_mpki", (row) => number(row.l1d_mpki)],
+  ["L2 misses / 1000", "l2_mpki", (row) => number(row.l2_mpki)],
+  ["LLC misses / 1000", "llc_mpki", (row) => number(row.llc_mpki)],
+  ["Instructions", "instructions", (row) => number(row.instructions, 0)],
+  ["Cycles", "cycles", (row) => number(row.cycles, 0)],
   ["Threads", "threads", (row) => row.threads],
   ["Schedule", "schedule", (row) => row.schedule, "text"],
   ["Source", "source", (row) => row.source, "text"],
   ["Shape", "shape", (row) => row.shape, "text"],
-];
+].filter(([, key]) => !COUNTED.includes(key) || layers.some((row) => row[key] !== null));
 let sorting = { key: "time_us", down: true };
 
 function tableHead() {
@@ -233,6 +240,37 @@ function curvesChart() {
   }), CONFIG);
 }
 
+// -- parity ----------------------------------------------------------------------------------------
+
+const PARITY = [
+  ["#", "index", (row) => row.index],
+  ["Layer", "name", (row) => row.name, "text"],
+  ["Kind", "kind", (row) => row.kind, "text"],
+  ["Verdict", "verdict", (row) => row.verdict, "text"],
+  ["In the network: dB", "propagated_snr_db", (row) => number(row.propagated_snr_db)],
+  ["× PyTorch’s error", "propagated_ratio", (row) => number(row.propagated_ratio, 2)],
+  ["By itself: dB", "isolated_snr_db", (row) => number(row.isolated_snr_db)],
+  ["× PyTorch’s error", "isolated_ratio", (row) => number(row.isolated_ratio, 2)],
+];
+
+function parityChart() {
+  const rows = data.parity_layers.filter((row) => row.propagated_relative_l2 !== null);
+  if (!rows.length) return;
+  const trace = (name, key, color, dash) => ({ name, mode: "lines+markers", line: { color, dash, width: 2 }, marker: { size: 5 },
+    x: rows.map((row) => row.index), y: rows.map((row) => row[key] || null), // a logarithm has no place for no error at all
+    hovertemplate: rows.map((row) => `<b>${safe(row.name)}</b><br>${name}: %{y:.2e}<extra></extra>`) });
+  const traces = [
+    trace("ours, in the network", "propagated_relative_l2", "#d55e00"),
+    trace("ours, by itself", "isolated_relative_l2", "#0072b2"),
+    trace("PyTorch, float32, in the network", "propagated_torch_relative_l2", css("--soft"), "dash"),
+  ];
+  Plotly.react("growth", traces, layout({
+    height: narrow() ? 400 : 380, xaxis: { title: { text: "operator, in order of execution" } },
+    yaxis: { type: "log", title: { text: "relative error" }, exponentformat: "power", dtick: 1 },
+    legend: { orientation: "h", y: -0.2, yanchor: "top", x: 0 }, margin: { l: 8, r: 8, t: 8, b: narrow() ? 130 : 90 },
+  }), CONFIG);
+}
+
 // -- small tables ------------------------------------------------------------------------------------
 
 function fill(id, rows) {
@@ -242,11 +280,10 @@ function fill(id, rows) {
 
 function smallTables() {
   const whole = data.reconciliation, phases = data.phases;
-  const part = (us) => us === null ? "not seen" : `${micro(us)} (${percent(us / whole.with_instruments_us)})`;
+  const about = { calling: "calling: Python, the arguments and their check", "taking memory": "taking memory", returning: "returning to Python" };
   fill("reconciliation", [
-    ["operators", micro(whole.operators_us)],
-    ["entering: the call, checking arguments, taking memory", part(whole.entry_us)],
-    ["leaving: giving memory back, returning", part(whole.exit_us)],
+    ...Object.entries(whole.parts_us).map(([name, us]) => [about[name] ?? name, `${micro(us)} (${percent(us / whole.with_instruments_us)})`]),
+    ...(whole.entry_us === null ? [["the call around them", "not seen"]] : []),
     ["with instruments", micro(whole.with_instruments_us), true],
     ["without instruments, from end to end", micro(whole.without_instruments_us)],
     ["difference", `${micro(whole.difference_us)} (${percent(whole.difference_us / whole.without_instruments_us)})`],
@@ -266,7 +303,9 @@ function smallTables() {
        ...data.limits.levels.map((level) => [`${level.name}${level.kib ? `, ${level.kib} KiB a core` : ""}`, `${number(level.gb_per_s, 0)} GB/s`]),
        ["limits measured on", data.limits.measured_on]]
     : [["limits", "not measured"]]);
-  fill("limits", Object.entries(data.counters).map(([name, count]) => [`${name}, an inference`, `${number(count / 1e6, 3)} M`]));
+  fill("limits", data.counters.map(([title, count]) => [`${title}, an inference`, `${number(count / 1e6, 3)} M`]));
+  const missing = Object.keys(data.counters_missing);
+  if (missing.length) fill("limits", [["not counted, see below", missing.join(", ")]]);
   const parity = data.parity.outputs ?? [];
   fill("parity", [
     ["verdict", data.parity.state ?? "unknown", true],
@@ -277,6 +316,7 @@ function smallTables() {
       ...(output.top ?? []).map((top) => [`top-${top.k} agree`, `${top.agreed} of ${top.compared} rows`]),
     ]),
     ...(data.parity.not_checked ? [["not checked", data.parity.not_checked]] : []),
+    ["layer by layer", data.parity_layers.length ? "above" : "not given: validate --per-layer --json, then profile --parity"],
   ]);
   $("notes").append(...data.notes.map((note) => element("li", { textContent: note })));
 }
@@ -293,6 +333,7 @@ async function details(row) {
   $("details-facts").textContent = [
     `${row.kind} ${row.shape}`, `${micro(row.time_us)}, ${percent(row.share)} of the time`,
     `${number(row.gflops)} GFLOP/s, ${number(row.gb_per_s)} GB/s` + (row.roof_share === null ? "" : `, ${percent(row.roof_share, 0)} of the roofline (limit: ${row.bound})`),
+    ...(row.cycles === null || row.instructions === null ? [] : [`${number(row.instructions, 0)} instructions in ${number(row.cycles, 0)} cycles, ${number(row.ipc, 2)} a cycle; misses per 1000: L1 ${number(row.l1d_mpki)}, L2 ${number(row.l2_mpki)}, last level ${number(row.llc_mpki)}`]),
     `schedule ${row.schedule} (${row.source}); knobs: ${knobs}`, `ONNX nodes: ${row.onnx_nodes.join(", ") || "none"}`,
   ].join(" · ");
   if (!$("details").open) $("details").showModal();
@@ -314,6 +355,7 @@ function charts() {
   barsChart();
   rooflineChart();
   curvesChart();
+  parityChart();
 }
 
 async function start() {
@@ -324,6 +366,8 @@ async function start() {
   tableBody();
   smallTables();
   $("tuning-section").hidden = !data.tuning.length;
+  $("parity-section").hidden = !data.parity_layers.length;
+  sortable("parity-layers", PARITY, data.parity_layers, { key: "index", down: false });
   sortable("tuning", TUNING, data.tuning, { key: "network_speed_up", down: true });
   document.querySelectorAll("[role=tab]").forEach((button) => { button.onclick = () => { tab = button.dataset.tab; code(); }; });
   $("close").onclick = () => $("details").close();

@@ -1,0 +1,56 @@
+"""The network once more under another name, with calls of ours between those of its kernels.
+
+The kernels, their order and the memory plan are those of ``main``, which stays as it is: what such
+an entry shows is what runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import tvm
+from tvm import relax, tirx
+from tvm.relax.utils import copy_with_new_vars
+
+from .relax_graph import bindings_of, is_kernel_call
+
+
+class ExtraEntry:
+    """A copy of ``main`` under way: its own bindings are in `own`, put them back with `keep`."""
+
+    def __init__(self, mod: tvm.IRModule) -> None:
+        """mod: after memory planning, before shapes are lowered."""
+        self._main = copy_with_new_vars(mod["main"])
+        self._builder = relax.BlockBuilder(mod)
+        self._bindings: list[Any] = []
+        self.own = bindings_of(self._main)
+        self.calls = [binding.value for binding in self.own if is_kernel_call(binding.value)]
+
+    def function(self, function: tirx.PrimFunc, name: str) -> Any:
+        """Add a function to the module; what `call` takes."""
+        return self._builder.add_func(function, name)
+
+    def keep(self, binding: Any) -> None:
+        """Do next what ``main`` does there."""
+        self._bindings.append(binding)
+
+    def call(self, function: Any, tensors: Sequence[Any], *numbers: int) -> None:
+        """Call a function of ours next."""
+        call = relax.Call(function, [*tensors, *map(relax.prim_value, numbers)])
+        nothing = relax.Var("nothing", relax.TupleType([]))
+        self._bindings.append(relax.VarBinding(nothing, call))
+
+    def module(self, name: str, parameters: Sequence[relax.Var]) -> tvm.IRModule:
+        """The module with the entry, which takes ``main``'s inputs and these parameters."""
+        main = self._main
+        inputs = [*main.params, *parameters]
+        entry = relax.Function(
+            inputs,
+            relax.SeqExpr([relax.BindingBlock(self._bindings)], main.body.body),
+            main.ret_ty,
+            is_pure=False,
+            attrs=main.attrs,
+        ).with_attr({"global_symbol": name, "num_input": len(inputs)})
+        self._builder.add_func(entry, name)
+        return self._builder.get()
