@@ -211,6 +211,7 @@ def validate(
             layers=layers,
             threads=threads,
             device=device,
+            progress=progress,
         )
     if against is not None:
         raise UsageError("'against' goes with a bundle; a model is its own reference")

@@ -13,12 +13,15 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tvm_mobilenet import deploy, targets
 from tvm_mobilenet.cli.doctor_cuda import gpu_rows
 from tvm_mobilenet.deploy import cuda
 from tvm_mobilenet.errors import InputError, MissingToolError, UsageError
+from tvm_mobilenet.parity.cuda_bundle import run_bundle
+from tvm_mobilenet.parity.cuda_emulate import KernelError
 from tvm_mobilenet.profiling.static import occupancy, profile_static
 from tvm_mobilenet.runtime import cuda as runtime_cuda
 from tvm_mobilenet.runtime import manifest, nvrtc
@@ -139,7 +142,7 @@ def test_without_nvrtc_an_older_gpu_is_told_so(gpu_bundle: Path, monkeypatch) ->
 @pytest.mark.skipif(bool(shutil.which("nvidia-smi")), reason="hardware: a GPU is here")
 @pytest.mark.parametrize(
     "arguments",
-    [("run", "BUNDLE", "picture.npy"), ("validate", "BUNDLE"), ("profile", "BUNDLE")],
+    [("run", "BUNDLE", "picture.npy"), ("profile", "BUNDLE")],
 )
 def test_commands_without_a_driver(cli, gpu_bundle: Path, arguments) -> None:
     done = cli(*(gpu_bundle if word == "BUNDLE" else word for word in arguments))
@@ -251,6 +254,49 @@ def test_doctor_looks_for_the_compiler_and_a_gpu(monkeypatch) -> None:
     monkeypatch.setattr(nvrtc, "_nvrtc", absent)
     rows = {name: row for name, *row in gpu_rows(targets.load("cuda-sm90"))}
     assert rows["NVRTC"][1:] == [True, "", "cuda-bindings is missing", "pip install it"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(bool(shutil.which("nvidia-smi")), reason="hardware: a GPU is here")
+def test_a_bundle_is_validated_by_emulation_where_there_is_no_gpu(
+    cli, gpu_bundle: Path, model_path: Path
+) -> None:
+    options = ("--model", model_path, "--samples", "1", "--per-layer", "--json")
+    done = cli("validate", gpu_bundle, *options)
+    assert done.returncode == 0, done.stderr
+    parity = json.loads(done.stdout)["parity"]
+    assert parity["state"] == "passed" and "emulation" in parity["machine"]
+    assert len(parity["layers"]["operators"]) == len(
+        manifest.read(gpu_bundle).document["operators"]
+    )
+    assert "no GPU (this machine has no NVIDIA driver" in done.stderr
+    assert "the kernels run emulated on the CPU" in done.stderr
+    assert "emulated 3 of 3" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(bool(shutil.which("nvidia-smi")), reason="hardware: a GPU is here")
+def test_emulation_runs_the_bundle_s_own_kernels(gpu_bundle: Path, tmp_path: Path) -> None:
+    """What another source computes, or breaks, shows: nothing is taken from a compiler's memory."""
+    copy = Path(shutil.copytree(gpu_bundle, tmp_path / "bundle"))
+    source = copy / "cuda" / "kernels.cu"
+    text = source.read_text("utf-8")
+    (inputs,) = [{"picture": np.ones((1, 3, 16, 16), np.float32)}]
+    (right, again) = run_bundle(copy, [inputs, inputs], print)  # the second is a CUDA graph
+    np.testing.assert_array_equal(right["result"], again["result"])
+
+    before, store, after = text.rpartition("y_ptr[")  # of the last kernel
+    negated = after.replace("sums_ptr[0]", "- sums_ptr[0]")
+    assert len(negated) == len(after) + 2  # blanks make up for it: the size of the file is checked
+    source.write_text(f"{before}{store}{negated}".replace("\n  ", "\n", 1), "utf-8")
+    (wrong,) = run_bundle(copy, [inputs], print)
+    np.testing.assert_array_equal(wrong["result"], -right["result"])
+
+    source.write_text(f"{before}{store}1000000 + {after}".replace("\n  ", "\n", 5), "utf-8")
+    with pytest.raises(
+        KernelError, match=r"kernel dense_\w+, block .*: writes 4 bytes .*\(line \d+"
+    ):
+        run_bundle(copy, [inputs], print)
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ from tvm_mobilenet.parity import ParityReport, judge, samples
 from tvm_mobilenet.parity.judge import SAMPLES
 from tvm_mobilenet.parity.per_layer import PerLayerReport, Trace, per_layer
 from tvm_mobilenet.parity.samples import Sample, load_samples
-from tvm_mobilenet.runtime import Bundle, Tensor, host, manifest
+from tvm_mobilenet.runtime import Bundle, Tensor, cuda, host, manifest
 from tvm_mobilenet.runtime.bundle import Program
 
 if TYPE_CHECKING:
@@ -74,13 +74,15 @@ def validate_bundle(
     layers: bool = False,
     threads: int | None = None,
     device: Device | None = None,
+    progress: Progress | None = None,
 ) -> ParityReport:
     """Run a bundle on its stored samples and hold the outputs against those of PyTorch stored too.
 
     With `against`, the model it was built from, also on fresh inputs, and with `layers` each
     operator too. It runs on `device` over RPC where one is given; else here; else, being for
-    another kind of machine, its runner runs under QEMU. Raises InputError when the bundle cannot be
-    used so, or is of another model; NothingMeasuredError when the device fails.
+    another kind of machine, its runner runs under QEMU, and being for a GPU, its kernels are
+    emulated on this CPU. Raises InputError when the bundle cannot be used so, or is of another
+    model; NothingMeasuredError when the device fails; MissingToolError; KernelError.
     """
     inputs = inputs or Inputs()
     directory = Path(path)
@@ -104,6 +106,18 @@ def validate_bundle(
             return _judge_under_qemu(
                 runner, target, references, operators, against if layers else None
             )
+    if manifest.is_bundle(directory) and (why := _why_emulated(directory)):
+        say = progress or (lambda message: None)
+        contents = manifest.read(directory)
+        manifest.check_files(directory, contents)
+        references = _references(directory, contents, against, inputs)
+        say(f"no GPU ({why}): the kernels run emulated on the CPU")
+        emulated = _judge_emulated_bundle(directory, references, say)
+        if layers:
+            assert against is not None
+            found = _layers_of_gpu_bundle(directory, contents, against, references, say)
+            emulated = dataclasses.replace(emulated, layers=found)
+        return emulated
     with Bundle.load(directory, threads=threads) as bundle:
         references = _references(bundle.path, manifest.read(bundle.path), against, inputs)
         report = judge([bundle.program.run(sample.inputs) for sample in references], references)
@@ -139,6 +153,58 @@ def _references(
         against, None if pictures is None else Preprocessing.from_json(pictures)
     )
     return [*stored, *fresh]
+
+
+def _why_emulated(directory: Path) -> str | None:
+    """Why a bundle's kernels cannot run on a GPU here though its host code can; else None."""
+    contents = manifest.read(directory)
+    if contents.kind != "cuda" or host.why_not_here(contents.architecture, contents.cpu_features):
+        return None
+    return cuda.why_not_here()
+
+
+def _judge_emulated_bundle(
+    directory: Path, references: Sequence[Sample], progress: Progress
+) -> ParityReport:
+    from tvm_mobilenet.parity import cuda_bundle
+    from tvm_mobilenet.parity.cuda_network import MACHINE
+
+    seconds = cuda_bundle.seconds(directory, len(references))
+    progress(f"{len(references)} inputs; about {max(seconds, 10):.0f} s")
+    outputs = cuda_bundle.run_bundle(directory, [r.inputs for r in references], progress)
+    return dataclasses.replace(judge(outputs, references), machine=MACHINE)
+
+
+def _layers_of_gpu_bundle(
+    directory: Path,
+    contents: manifest.Manifest,
+    imported: ImportedModel,
+    references: Sequence[Sample],
+    progress: Progress,
+) -> PerLayerReport:
+    """Its operators, from the model compiled again: InputError if that gives other kernels."""
+    from tvm_mobilenet import targets
+    from tvm_mobilenet.compiler_pass.pipeline import compile_model
+    from tvm_mobilenet.deploy.cuda import read_kernels, source_only
+    from tvm_mobilenet.parity.cuda_launches import cuda_source
+    from tvm_mobilenet.parity.cuda_network import NetworkEmulator
+    from tvm_mobilenet.tuning.records import applicable
+
+    name = str(contents.document["target"]["name"])
+    target = targets.at_precision(targets.load(name), read_kernels(directory)["precision"])
+    with source_only(target):
+        records = applicable(target, target.cores)
+        compiled = compile_model(imported, target, records=records, progress=progress)
+    stored = (directory / cuda.DIRECTORY / cuda.SOURCE).read_text(encoding="utf-8")
+    if cuda_source(compiled.executable) != stored:
+        raise InputError(
+            f"{directory}: its kernels are not those that this release makes of {imported.name} "
+            f"for {name}; build it again, or compare the operators of the model: validate MODEL "
+            f"--target {name} --per-layer"
+        )
+    progress("comparing every operator")
+    with NetworkEmulator(compiled) as network:
+        return judge_layers(network.trace, operators_of(compiled), imported, references)
 
 
 def _judge_under_qemu(
@@ -205,7 +271,6 @@ def validate_model(
     another kind of machine's runner runs under QEMU.
     """
     from tvm_mobilenet.deploy.builder import compile_and_prove, preprocessing_of
-    from tvm_mobilenet.runtime import cuda
     from tvm_mobilenet.tuning.records import applicable
 
     references = (inputs or Inputs()).references(imported, preprocessing_of(imported))

@@ -37,9 +37,9 @@ if TYPE_CHECKING:
 
 _DIRECTORY = Path(__file__).parent / "cuda_emulator"
 _KERNELS = "kernels.cu"
-_MISTAKE = 3  # the program's exit code for a mistake of a kernel
+MISTAKE = 3  # the program's exit code for a mistake of a kernel
 _LANGUAGE = (
-    *("-std=c++20", "-O1", "-g1", "-gdwarf-4", "-march=native", "-no-pie", "-w"),
+    *("-std=c++20", "-O1", "-g1", "-gdwarf-4", "-march=native", "-w"),
     "-fno-strict-aliasing",  # TVM reads floats as float4
 )
 # Struct copies stay whole, so that a vector's access is seen, and its alignment checked, as one.
@@ -85,17 +85,11 @@ class Emulator:
         self._program = Path(self._folder.name) / "program"
         self._granule = _granule(source)
         try:
-            unit = Path(self._folder.name) / "kernels.cc"
-            kernels = _as_cpp(source)
-            unit.with_name(_KERNELS).write_text(kernels, encoding="utf-8")
-            unit.write_text(_table(kernels), encoding="utf-8")
             from tvm_mobilenet.deploy.toolchain import own
 
-            compiler = own()
-            object_file = unit.with_suffix(".o")
-            flags = (*_LANGUAGE, *_CHECKED, f"-D__CUDA_ARCH__={architecture}", "-I", _DIRECTORY)
-            compiler.run(*flags, "-c", unit, "-o", object_file)
-            compiler.run("-no-pie", object_file, _runtime(), "-o", self._program)
+            flags = ("-no-pie", f"-D__CUDA_ARCH__={architecture}")
+            kernels = _compile_kernels(source, Path(self._folder.name), *flags)
+            own().run("-no-pie", kernels, *_runtime(), "-o", self._program)
         except BaseException:
             self.close()
             raise
@@ -167,25 +161,57 @@ class Emulator:
             )
         except subprocess.TimeoutExpired:
             raise KernelError(f"no end after {timeout:g} s of emulation") from None
-        if done.returncode == _MISTAKE:
-            address, _, message = done.stderr.strip().partition("\t")
-            raise KernelError(message + self._source_line(address))
+        if done.returncode == MISTAKE:
+            raise mistake(done.stderr, self._program, self._lines)
         if done.returncode != 0:
             raise RuntimeError(f"the CUDA emulator failed ({done.returncode}): {done.stderr}")
 
-    def _source_line(self, address: str) -> str:
-        """Where in the CUDA C an instruction comes from: ` (line N: TEXT)`, "" if unknown."""
-        try:
-            before = hex(int(address, 16) - 1)  # the address is a return address
-            command = ["addr2line", "-e", str(self._program), before]
-            found = subprocess.run(command, capture_output=True, text=True, check=False).stdout
-        except (ValueError, OSError):
-            return ""
-        match = re.search(r"kernels\.cu:(\d+)", found)
-        if match is None:
-            return ""
-        number = int(match[1])
-        return f" (line {number}: {self._lines[number - 1].strip()[:120]})"
+
+def mistake(told: str, program: Path, lines: Sequence[str]) -> KernelError:
+    """The error of an emulator's last words; program: whose code ran, lines: of its CUDA C."""
+    address, _, message = told.strip().splitlines()[-1].partition("\t")
+    return KernelError(message + _source_line(address, program, lines))
+
+
+def _source_line(address: str, program: Path, lines: Sequence[str]) -> str:
+    """Where in the CUDA C an instruction comes from: ` (line N: TEXT)`, "" if unknown."""
+    try:
+        before = hex(int(address, 16) - 1)  # the address is a return address
+        command = ["addr2line", "-e", str(program), before]
+        found = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    except (ValueError, OSError):
+        return ""
+    match = re.search(r"kernels\.cu:(\d+)", found)
+    if match is None:
+        return ""
+    number = int(match[1])
+    return f" (line {number}: {lines[number - 1].strip()[:120]})"
+
+
+def build_driver(source: str, directory: Path, architecture: int = 900) -> Path:
+    """libcuda.so.1 and libcudart.so.13 whose GPU is the emulator, for kernels of this source alone.
+
+    architecture: see `Emulator`. Returns the former. Raises as `Emulator` does.
+    """
+    from tvm_mobilenet.deploy.toolchain import own
+
+    compiler, driver = own(), directory / "libcuda.so.1"
+    kernels = _compile_kernels(source, directory, "-fPIC", f"-D__CUDA_ARCH__={architecture}")
+    shared = ("-shared", "-fPIC")
+    compiler.run(
+        *(*_LANGUAGE, *shared, "-U_FORTIFY_SOURCE", f"-DEMULATOR_GRANULE={_granule(source)}"),
+        *(f"-Wl,-soname,{driver.name}", kernels),
+        *(_DIRECTORY / "runtime.cc", _DIRECTORY / "driver.cc", "-o", driver),
+    )
+    # the functions of both are in the first, which is loaded before; symbols have a version here
+    versions = directory / "versions"
+    versions.write_text("libcudart.so.13 { global: emulator_cudart; };", encoding="utf-8")
+    empty = directory / "cudart.cc"
+    empty.write_text('extern "C" { int emulator_cudart = 0; }\n', encoding="utf-8")
+    name = "libcudart.so.13"
+    options = (f"-Wl,-soname,{name}", f"-Wl,--version-script={versions}")
+    compiler.run(*shared, *options, empty, "-o", directory / name)
+    return driver
 
 
 def emulate(
@@ -288,16 +314,32 @@ def _table(kernels: str) -> str:
     )
 
 
+def _compile_kernels(source: str, directory: Path, *flags: str) -> Path:
+    """An object file of the kernels and their table."""
+    from tvm_mobilenet.deploy.toolchain import own
+
+    unit = directory / "kernels.cc"
+    kernels = _as_cpp(source)
+    unit.with_name(_KERNELS).write_text(kernels, encoding="utf-8")
+    unit.write_text(_table(kernels), encoding="utf-8")
+    made = unit.with_suffix(".o")
+    own().run(*_LANGUAGE, *_CHECKED, *flags, "-I", _DIRECTORY, "-c", unit, "-o", made)
+    return made
+
+
 @functools.cache
-def _runtime() -> Path:
-    """The emulator's own object file, compiled once in a process."""
+def _runtime() -> tuple[Path, ...]:
+    """The emulator's own object files, compiled once in a process."""
     from tvm_mobilenet.deploy.toolchain import own
 
     folder = tempfile.TemporaryDirectory(prefix="tvm-mobilenet-cuda-")
     _runtime_folders.append(folder)  # deleted when the process ends
-    path = Path(folder.name) / "runtime.o"
-    own().run(*_LANGUAGE, "-U_FORTIFY_SOURCE", "-c", _DIRECTORY / "runtime.cc", "-o", path)
-    return path
+    made = []
+    for name in ("runtime", "program"):
+        made.append(Path(folder.name) / f"{name}.o")
+        source = _DIRECTORY / f"{name}.cc"
+        own().run(*_LANGUAGE, "-no-pie", "-U_FORTIFY_SOURCE", "-c", source, "-o", made[-1])
+    return tuple(made)
 
 
 _runtime_folders: list[tempfile.TemporaryDirectory[str]] = []

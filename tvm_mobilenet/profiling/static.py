@@ -82,7 +82,7 @@ def profile_static(bundle: Path, architectures: Sequence[str] = ()) -> StaticPro
     kernels = [
         kernel
         for arch in (architectures or there)
-        for kernel in _kernels(document, arch, gpu_of(arch, target))
+        for kernel in kernels_of(document, arch, gpu_of(arch, target))
     ]
     return StaticProfile(
         bundle=bundle,
@@ -143,7 +143,8 @@ def write_csv(profile: StaticProfile, path: Path) -> None:
         writer.writerows(rows)
 
 
-def _kernels(document: Any, arch: str, gpu: GpuSpec) -> list[StaticKernel]:
+def kernels_of(document: Any, arch: str, gpu: GpuSpec) -> list[StaticKernel]:
+    """The kernels of a `kernels.json` on one architecture, in the order of their first launch."""
     count: dict[str, int] = {}
     first: dict[str, Any] = {}
     for launch in document["launches"]:

@@ -6,13 +6,12 @@
 // addresses of its own, so that a wrong 32-bit index cannot reach another buffer. A shadow cell
 // remembers who wrote and read each word last, in which interval between barriers.
 //
-// Usage: program PLAN INPUTS OUTPUTS. Lines of PLAN:
-//   granule BYTES                  of what shadow cells are kept
-//   tensor NAME BYTES INITIALISED  numbered from 0; initialised ones come from INPUTS, in order
-//   launch KERNEL GX GY GZ BX BY BZ SHARED_BYTES TENSOR...
-//   output TENSOR                  written to OUTPUTS, in order
-// A mistake of a kernel ends the program with exit code 3 and one line on stderr: the address of
-// the instruction, a tab, the message.
+// A mistake of a kernel ends the process with exit code 3 and one line on stderr: the address of
+// the instruction (in a shared library from its begin), a tab, the message. program.cc and driver.cc
+// are its users.
+#include "runtime.h"
+
+#include <dlfcn.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -22,21 +21,22 @@
 #include <ucontext.h>
 #include <unistd.h>
 
-#include <fstream>
-#include <sstream>
-#include <string>
-#include <vector>
-
 #include "cuda.h"
+
+void broken(const std::string& message) {
+  fprintf(stderr, "%s\n", message.c_str());
+  _exit(4);
+}
 
 namespace {
 
+constexpr uintptr_t kProgramBegin = 0x400000;  // of a program that is not position-independent
 constexpr uintptr_t kBase = uintptr_t(1) << 44;
 constexpr int kSlotBits = 34;  // 16 GiB: a 32-bit index of floats, both ways
 constexpr size_t kStackBytes = 256 << 10, kPage = 4096;
 constexpr int kMaxThreads = 1024, kWarp = 32;
 constexpr size_t kStaticSharedLimit = 48 << 10;
-constexpr int kMistake = 3, kBroken = 4;
+constexpr int kMistake = 3;
 
 // Who accessed a word last. Epochs count the intervals between barriers over the whole program.
 struct Cell {
@@ -89,6 +89,7 @@ char* stacks;
 jmp_buf scheduler;
 ucontext_t first_context, fiber_context;
 bool started[kMaxThreads];
+void* library_begin;  // of the shared library that this is part of, if it is
 
 [[noreturn]] void fail(void* where, const char* format, ...) {
   char message[512];
@@ -96,6 +97,9 @@ bool started[kMaxThreads];
   va_start(list, format);
   vsnprintf(message, sizeof(message), format, list);
   va_end(list);
+  Dl_info object;
+  if (where && dladdr(where, &object) && object.dli_fbase == library_begin)
+    where = reinterpret_cast<void*>(uintptr_t(where) - uintptr_t(library_begin));
   fprintf(stderr, "%p\tkernel %s, block (%u, %u, %u), thread (%u, %u, %u): %s\n", where,
           kernel ? kernel->name : "?", block.x, block.y, block.z, threads[current].index.x,
           threads[current].index.y, threads[current].index.z, message);
@@ -103,23 +107,33 @@ bool started[kMaxThreads];
   _exit(kMistake);
 }
 
-[[noreturn]] void broken(const std::string& message) {
-  fprintf(stderr, "%s\n", message.c_str());
-  _exit(kBroken);
+
+size_t cell_bytes(const Buffer& buffer) {
+  return ((buffer.bytes >> granule_bits) + 1) * sizeof(Cell);
 }
 
-int allocate(const std::string& name, size_t bytes, bool initialised, bool shared) {
+int add_buffer(const std::string& name, size_t bytes, bool initialised, bool shared) {
   uintptr_t begin = kBase + (uintptr_t(buffers.size()) << kSlotBits) + (uintptr_t(1) << (kSlotBits - 1));
-  size_t cells = ((bytes >> granule_bits) + 1) * sizeof(Cell);
   int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
   size_t mapped = bytes ? bytes : 1;
   void* data = mmap(reinterpret_cast<void*>(begin), mapped, PROT_READ | PROT_WRITE,
                     flags | MAP_FIXED_NOREPLACE, -1, 0);
-  void* shadow = mmap(nullptr, cells, PROT_READ | PROT_WRITE, flags, -1, 0);
+  Buffer made = {name, begin, bytes, nullptr, initialised, shared};
+  void* shadow = mmap(nullptr, cell_bytes(made), PROT_READ | PROT_WRITE, flags, -1, 0);
   if (data != reinterpret_cast<void*>(begin) || shadow == MAP_FAILED) broken("out of memory");
   memset(data, 0xff, bytes);  // NaN: what is not written shows in the outputs too
-  buffers.push_back({name, begin, bytes, static_cast<Cell*>(shadow), initialised, shared});
+  made.cells = static_cast<Cell*>(shadow);
+  buffers.push_back(made);
   return int(buffers.size()) - 1;
+}
+
+// The memory goes back; the buffer's addresses stay taken, so that a late access is seen.
+void empty(Buffer& buffer) {
+  if (!buffer.cells) return;
+  munmap(reinterpret_cast<void*>(buffer.begin), buffer.bytes ? buffer.bytes : 1);
+  munmap(buffer.cells, cell_bytes(buffer));
+  buffer.bytes = 0;
+  buffer.cells = nullptr;
 }
 
 // Whether an access of thread `who` in this epoch is ordered before one of the current thread.
@@ -191,6 +205,12 @@ inline void access_memory(const void* place, size_t bytes, void* where) {
       cell->read_turn = threads[current].turn;
     }
   }
+}
+
+Buffer& buffer_of(void* place) {
+  size_t slot = (reinterpret_cast<uintptr_t>(place) - kBase) >> kSlotBits;
+  if (slot >= buffers.size()) broken("a pointer that is not the GPU's");
+  return buffers[slot];
 }
 
 void suspend() {
@@ -305,7 +325,7 @@ void* emulator_shared(int number, size_t bytes, const char* name) noexcept {
   if (size_t(number) >= shared_buffers.size()) shared_buffers.resize(size_t(number) + 1, -1);
   int& found = shared_buffers[size_t(number)];
   if (found < 0) {
-    found = allocate(name, bytes, false, true);
+    found = add_buffer(name, bytes, false, true);
     static_shared += bytes;
   }
   return reinterpret_cast<void*>(buffers[size_t(found)].begin);
@@ -393,10 +413,8 @@ void __ubsan_handle_out_of_bounds(void*, void* index) {
 }
 }
 
-int main(int count, char** values) {
-  if (count != 4) broken("usage: program PLAN INPUTS OUTPUTS");
-  std::ifstream plan(values[1]), inputs(values[2], std::ios::binary);
-  std::ofstream outputs(values[3], std::ios::binary);
+void start(int granule_bytes) {
+  granule_bits = __builtin_ctz(unsigned(granule_bytes));
   stacks = static_cast<char*>(mmap(nullptr, kMaxThreads * kStackBytes, PROT_READ | PROT_WRITE,
                                    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
   if (stacks == MAP_FAILED) broken("out of memory");
@@ -409,53 +427,41 @@ int main(int count, char** values) {
   action.sa_flags = SA_SIGINFO | SA_ONSTACK;
   sigaction(SIGSEGV, &action, nullptr);
   sigaction(SIGBUS, &action, nullptr);
+  Dl_info object;
+  void* here = reinterpret_cast<void*>(&start);
+  if (dladdr(here, &object) && reinterpret_cast<uintptr_t>(object.dli_fbase) != kProgramBegin)
+    library_begin = object.dli_fbase;
+}
 
-  std::vector<int> tensors;
-  for (std::string line; std::getline(plan, line);) {
-    std::istringstream words(line);
-    std::string word, name;
-    words >> word;
-    if (word == "granule") {
-      int bytes;
-      words >> bytes;
-      granule_bits = __builtin_ctz(unsigned(bytes));
-    } else if (word == "tensor") {
-      size_t bytes;
-      int initialised;
-      words >> name >> bytes >> initialised;
-      tensors.push_back(allocate(name, bytes, initialised, false));
-      if (initialised) inputs.read(reinterpret_cast<char*>(buffers.back().begin), std::streamsize(bytes));
-      if (!inputs) broken("INPUTS is too short");
-    } else if (word == "launch") {
-      size_t shared_bytes;
-      words >> name >> grid.x >> grid.y >> grid.z >> block_shape.x >> block_shape.y >>
-          block_shape.z >> shared_bytes;
-      arguments.clear();
-      for (size_t number; words >> number;)
-        arguments.push_back(reinterpret_cast<void*>(buffers[size_t(tensors.at(number))].begin));
-      for (kernel = emulator_kernels; kernel->name && name != kernel->name; ++kernel) {
-      }
-      if (!kernel->name) broken("no kernel " + name);
-      if (size_t(kernel->arguments) != arguments.size()) broken("arguments of " + name);
-      dynamic_buffer = allocate("dynamic shared memory", shared_bytes, false, true);
-      static_shared = 0;
-      shared_buffers.clear();
-      run_launch();
-      if (static_shared > kStaticSharedLimit) {
-        current = 0;
-        fail(nullptr, "%zu bytes of static shared memory", static_shared);
-      }
-    } else if (word == "output") {
-      size_t number;
-      words >> number;
-      const Buffer& buffer = buffers[size_t(tensors.at(number))];
-      outputs.write(reinterpret_cast<char*>(buffer.begin), std::streamsize(buffer.bytes));
-    } else {
-      broken("PLAN: " + line);
-    }
+void* allocate(const std::string& name, size_t bytes, bool initialised) {
+  return reinterpret_cast<void*>(buffers[size_t(add_buffer(name, bytes, initialised, false))].begin);
+}
+
+void deallocate(void* place) { empty(buffer_of(place)); }
+
+void mark_initialised(void* place) { buffer_of(place).initialised = true; }
+
+const EmulatorKernel* find_kernel(const std::string& name) {
+  for (const EmulatorKernel* each = emulator_kernels; each->name; ++each)
+    if (name == each->name) return each;
+  broken("no kernel " + name);
+}
+
+void launch(const Launch& wanted) {
+  kernel = wanted.kernel;
+  if (size_t(kernel->arguments) != wanted.arguments.size())
+    broken(std::string("arguments of ") + kernel->name);
+  grid = {wanted.grid[0], wanted.grid[1], wanted.grid[2]};
+  block_shape = {wanted.block[0], wanted.block[1], wanted.block[2]};
+  arguments = wanted.arguments;
+  size_t first_shared = buffers.size();
+  dynamic_buffer = add_buffer("dynamic shared memory", wanted.shared_bytes, false, true);
+  static_shared = 0;
+  shared_buffers.clear();
+  run_launch();
+  if (static_shared > kStaticSharedLimit) {
+    current = 0;
+    fail(nullptr, "%zu bytes of static shared memory", static_shared);
   }
-  outputs.flush();
-  if (!outputs) broken("OUTPUTS cannot be written");
-  fflush(nullptr);
-  _exit(0);
+  for (; buffers.size() > first_shared; buffers.pop_back()) empty(buffers.back());
 }
