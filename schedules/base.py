@@ -40,7 +40,11 @@ class Rule(Protocol):
         """Whether this rule schedules ``spec`` on ``target``."""
 
     def analytic(self, spec: Any, target: TargetSpec) -> Knobs:
-        """Knobs from the target's registers, vector width and caches alone."""
+        """Knobs from the target's registers, vector width and caches alone.
+
+        Rules whose knobs have ``vectors``, on which the layout of packed weights depends, take
+        it as a third argument: the best knobs for weights that lie so already.
+        """
 
     def space(self, spec: Any, target: TargetSpec) -> Iterable[Knobs]:
         """All knobs worth measuring."""
@@ -115,11 +119,14 @@ def joins(spec: Spec, target: TargetSpec) -> bool:
     )
 
 
-def schedule(spec: Spec, target: TargetSpec, records: Records | None = None) -> Scheduled:
+def schedule(
+    spec: Spec, target: TargetSpec, records: Records | None = None, vectors: int | None = None
+) -> Scheduled:
     """Schedule ``spec``: by its tuning record, else analytically by the first rule that takes it.
 
-    A record whose kernel has changed since (another `fingerprint`) is not applied, and the note
-    says so. Raises LookupError if no rule takes the spec: the rules of a target must cover all.
+    ``vectors``: that knob's value, for weights that are packed already. A record whose kernel has
+    changed since (another `fingerprint`) is not applied, and the note says so. Raises LookupError
+    if no rule takes the spec: the rules of a target must cover all.
     """
     rules = [rule for rule in rules_for(target) if rule.takes(spec, target)]
     if not rules:
@@ -135,10 +142,14 @@ def schedule(spec: Spec, target: TargetSpec, records: Records | None = None) -> 
         except (TypeError, ValueError) as error:  # knobs of another version of the template
             note = f"record not applied: {error}"
             continue
+        if vectors is not None and knobs.vectors != vectors:
+            note = "record not applied: its weights are packed otherwise than the first batch's"
+            continue
         if fingerprint(result.function) == recorded.fingerprint:
             return result
         note = "record not applied: the kernel has changed since it was measured"
-    analytic = rules[0].analytic(spec, target)
+    given = () if vectors is None else (vectors,)
+    analytic = rules[0].analytic(spec, target, *given)
     return dataclasses.replace(scheduled(rules[0], spec, analytic, "analytic"), note=note)
 
 

@@ -150,7 +150,7 @@ class _Convolution:
     def takes(self, spec: Spec, target: TargetSpec) -> bool:
         return isinstance(spec, ConvSpec | DenseSpec) and spec.kind == self.kind
 
-    def analytic(self, spec: Any, target: TargetSpec) -> ConvKnobs:
+    def analytic(self, spec: Any, target: TargetSpec, vectors: int | None = None) -> ConvKnobs:
         threads = worth_threads(spec, target)
         near = spec.kind == "pointwise" and weights_stay_near(spec, target)
         splits = [Split()]
@@ -163,7 +163,8 @@ class _Convolution:
                 return busiest_thread(spec, tile, split, target)
             return predicted_cycles(spec, tile, target)  # many rows: any split is balanced
 
-        choices = list(product(register_tiles(target, _columns(spec)), splits))
+        fitting = [t for t in register_tiles(target, _columns(spec)) if vectors in (None, t[1])]
+        choices = list(product(fitting, splits))
         (pixels, vectors), split = min(choices, key=cycles)
         order, row_tiles = split.order, 0
         if near:

@@ -61,8 +61,11 @@ class _Separable:
         cycles = second.mult_adds / spec.batch / (target.lanes * target.fma_units)
         return read > target.l2_kib * 1024 // 2 and read < HIDDEN_BYTES_PER_CYCLE * cycles
 
-    def analytic(self, spec: SeparableSpec, target: TargetSpec) -> SeparableKnobs:
+    def analytic(
+        self, spec: SeparableSpec, target: TargetSpec, vectors: int | None = None
+    ) -> SeparableKnobs:
         choices = self._choices(spec, target)
+        choices = {c: cycles for c, cycles in choices.items() if vectors in (None, c[1][1])}
         rows, tile = min(choices, key=lambda choice: (choices[choice], choice))
         return SeparableKnobs(
             rows=rows,

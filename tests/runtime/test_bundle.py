@@ -291,7 +291,7 @@ def test_an_incomplete_manifest_is_refused(bundle_path: Path, key: str) -> None:
 
 
 def test_another_schema_version_is_refused(bundle_path: Path) -> None:
-    for version in (0, 3, None, "2", True):
+    for version in (0, 4, None, "2", True):
         rewrite(bundle_path, lambda document, new=version: document.update(schema_version=new))
         with pytest.raises(InputError, match=f"schema version {version!r}, this release reads 1"):
             Bundle.load(bundle_path)
@@ -300,11 +300,30 @@ def test_another_schema_version_is_refused(bundle_path: Path) -> None:
 def test_a_bundle_of_the_first_schema_loads(bundle_path: Path, sample: Sample) -> None:
     def first_schema(document: dict[str, Any]) -> None:
         document["schema_version"] = 1
-        del document["batches"]
+        del document["batches"], document["entries"]
 
     rewrite(bundle_path, first_schema)
     with Bundle.load(bundle_path) as bundle:
         assert close(bundle.run(sample.inputs["picture"]), sample)
+
+
+def test_a_bundle_of_the_second_schema_runs_other_batches_in_parts(
+    bundle_path: Path, sample: Sample
+) -> None:
+    def second_schema(document: dict[str, Any]) -> None:
+        document.update(schema_version=2, batches=[4])
+        del document["entries"]
+
+    rewrite(bundle_path, second_schema)
+    double = np.concatenate([sample.inputs["picture"]] * 2)
+    with Bundle.load(bundle_path) as bundle:
+        assert bundle.batches == (2,)
+        for half in np.split(bundle.run(double), 2):
+            assert close(half, sample)
+    for wrong in ({"batches": [0]}, {"entries": [{"name": "main", "batch": -4}]}):
+        rewrite(bundle_path, lambda document, new=wrong: document.update(schema_version=3, **new))
+        with pytest.raises(InputError, match="not a valid manifest"):
+            Bundle.load(bundle_path)
 
 
 def test_a_manifest_that_an_older_release_wrote_is_read(tmp_path: Path) -> None:

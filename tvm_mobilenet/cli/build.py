@@ -23,7 +23,7 @@ from tvm_mobilenet.cli.common import (
 )
 
 if TYPE_CHECKING:
-    from tvm_mobilenet.compiler_pass.pipeline import OperatorReport
+    from tvm_mobilenet.compiler_pass.operator_reports import OperatorReport
     from tvm_mobilenet.deploy import Built
 
 HELP = (
@@ -73,8 +73,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=sizes,
         default=(),
         metavar="N,N",
-        help="other batch sizes that the bundle shall take, multiples of --batch; the same weights "
-        "and kernels run them in parts, and each size is proven",
+        help="other batch sizes that the bundle shall take, multiples of --batch; each gets "
+        "kernels of its own on the same weights (a GPU runs it in parts), and each is proven",
     )
     parser.add_argument(
         "--exporter",

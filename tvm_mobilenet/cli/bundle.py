@@ -69,6 +69,7 @@ def _describe(contents: Manifest) -> None:
     sources = Counter(operator["source"] for operator in document["operators"])
     size = sum(file.size for file in contents.files.values())
     batches = ", ".join(map(str, contents.batches))
+    own = "each with kernels of its own" if contents.entries else "run in parts"
     facts = {
         "model": document["model"]["name"],
         "target": document["target"]["name"],
@@ -78,7 +79,7 @@ def _describe(contents: Manifest) -> None:
             for kind, tensors in (("input", contents.inputs), ("output", contents.outputs))
             for tensor in tensors
         },
-        "other batches": batches or "none",
+        "other batches": f"{batches} ({own})" if batches else "none",
         "threads": str(contents.threads or "one for each core"),
         "parity": document["parity"]["state"],
         "operators": ", ".join(f"{count} {source}" for source, count in sorted(sources.items())),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import onnx
 
-    from .pipeline import OperatorReport
+    from .operator_reports import OperatorReport
 
 
 def name_the_rest(

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,13 +16,14 @@ from tvm_mobilenet.schedules.base import Records, Scheduled, activation_lanes
 from tvm_mobilenet.targets import TargetSpec
 
 from . import launch_bounds
+from .batch_sizes import add_entry, entry_name
 from .counted_entry import add_counted_entry
 from .fuse_separable import fuse_separable
 from .lower_operators import CallSites, lower_operators
 from .onnx_nodes import name_the_rest
-from .relax_graph import constant_of
-from .results import Result, results
-from .schedule_operators import schedule_operators, spec_of
+from .operator_reports import OperatorReport, calls_in_order, onnx_nodes, report
+from .results import results
+from .schedule_operators import packing_of, schedule_operators, spec_of
 from .schedule_rest import Rest, Traces, lower_rest, rest_of, schedule_rest
 from .timed_entry import add_timed_entry
 from .traced_entry import add_traced_entry
@@ -33,30 +33,6 @@ if TYPE_CHECKING:
 
 Progress = Callable[[str], None]
 PHASES = ("imported", "operators", "joined", "scheduled")  # those that can be left out, in order
-
-
-@dataclass(frozen=True)
-class OperatorReport:
-    """One call in the compiled network, in order of execution.
-
-    ``source`` says where its schedule came from: ``tuned``, ``analytic`` or ``fallback``;
-    ``bytes`` are those of every tensor read or written once, ``weight_bytes`` those of its
-    constants as they are stored; ``parallel``: it has a loop that is spread over the threads.
-    """
-
-    symbol: str
-    kind: str
-    shape: str
-    onnx_nodes: tuple[str, ...]
-    source: str
-    schedule: str
-    knobs: dict[str, Any]
-    mult_adds: int
-    bytes: int
-    weight_bytes: int
-    parallel: bool
-    note: str = ""  # why a tuning record that there is was not applied
-    result: Result | None = None  # which tensor of the model it computes
 
 
 @dataclass(frozen=True)
@@ -79,11 +55,27 @@ class Experiment:
 
 
 @dataclass(frozen=True)
+class Entry:
+    """The network for another batch size: a function of its own, ``name``, on the same weights."""
+
+    name: str
+    imported: ImportedModel
+    operators: tuple[OperatorReport, ...]
+    planned: relax.Function
+
+    @property
+    def batch(self) -> int:
+        """The first axis of its inputs."""
+        return self.imported.inputs[0].shape[0]
+
+
+@dataclass(frozen=True)
 class Compiled:
     """An executable with what it was made from. ``seconds`` is the time in the compiler.
 
     ``kernels``: every function that an operator calls, by its symbol, as it went to the compiler.
     ``planned``: the network after memory planning, calls of kernels on places in memory.
+    ``entries``: the same for other batch sizes.
     """
 
     executable: Any
@@ -93,6 +85,7 @@ class Compiled:
     kernels: Mapping[str, tirx.PrimFunc]
     planned: relax.Function
     seconds: float
+    entries: tuple[Entry, ...] = ()
 
 
 def compile_model(
@@ -105,9 +98,12 @@ def compile_model(
     progress: Progress | None = None,
     cuda_graph: bool = True,
     experiment: Experiment | None = None,
+    others: Sequence[ImportedModel] = (),
 ) -> Compiled:
     """Compile an imported model for ``target``.
 
+    ``others``: the model for other batch sizes, for CPUs: each becomes a function of its own, whose
+    weights are packed as the first one's, so that they are stored once.
     ``records`` gives tuned knobs, ``traces`` tuned schedules of what has no template; ``dump_ir``
     is a directory for the IR after each phase. ``cuda_graph``: a GPU gets the network's kernels
     as one CUDA graph, recorded at the first inference. ``experiment``: see `Experiment`.
@@ -118,43 +114,22 @@ def compile_model(
     after = _After(_Dump(dump_ir), experiment)
     tvm_target = target.tvm_target()
     with tvm_target, tvm.transform.PassContext(config=pass_config(target, cuda_graph)):
-        mod = after("imported", imported.mod)
-        call_sites: CallSites = []
-
-        say("lowering operators to blocked layout")
-        # Phase 1. operator chains -> own functions on blocked activations
-        if experiment.applies("operators"):
-            mod, call_sites = lower_operators(mod, activation_lanes(target))
-            mod = after("operators", mod)
-        if experiment.applies("joined"):
-            mod, call_sites = fuse_separable(mod, call_sites, target)
-            mod = after("joined", mod)
-        # Phase 2. TVM's own lowering for what is left
-        mod = after("legalized", lower_rest(mod))
-        say("scheduling")
-        # Phase 3. schedules: own functions by rule, the rest by the fallback
-        if experiment.applies("scheduled"):
-            mod, scheduled = schedule_operators(mod, target, records)
-            mod, rest = schedule_rest(mod, target, traces)
-            if records is not None:
-                mod = experiment.change("tuned", mod)
-            mod = after("scheduled", mod)
-        else:
-            scheduled, rest = _plain(mod)
-        # Phase 4. memory planning and lowering to the virtual machine
-        before = mod
-        order = _calls_in_order(mod)
-        mod = _plan_memory(before)
-        planned = mod["main"]
-        computed = results(
-            before, planned, imported, call_sites, {name: s for name, (s, _) in scheduled.items()}
-        )
+        own = _lower(imported, target, records, traces, None, experiment, after, say)
+        mod = own.mod
         if target.gpu is None:
             mod = add_timed_entry(mod, target)
             mod = add_traced_entry(mod)
             mod = add_counted_entry(mod, target)
         elif cuda_graph:
-            mod = _plan_memory(before, relax.transform.RewriteCUDAGraph())
+            mod = _plan_memory(own.scheduled_mod, relax.transform.RewriteCUDAGraph())
+        others_lowered = []
+        for other in others:
+            batch = other.inputs[0].shape[0]
+            say(f"the same for batch {batch}")
+            packing = packing_of(own.scheduled)
+            lowered = _lower(other, target, records, traces, packing, experiment, after, say)
+            mod, symbols = add_entry(mod, lowered.mod, batch)
+            others_lowered.append((other, lowered, symbols, mod[entry_name(batch)]))
         mod = tvm.transform.Sequential(
             [
                 relax.transform.VMShapeLower(),
@@ -172,15 +147,79 @@ def compile_model(
             tir_pipeline="default" if target.gpu is None else launch_bounds.PIPELINE,
             exec_mode="compiled",
         )
-    nodes = _onnx_nodes(imported, call_sites)
-    kernels = {name: mod[name] for name, _ in order}
-    operators = tuple(
-        dataclasses.replace(_report(name, weight_bytes, mod, scheduled, rest, nodes), result=result)
-        for (name, weight_bytes), result in zip(order, computed, strict=True)
+    operators = own.operators(imported)
+    entries = tuple(
+        Entry(entry_name(other.inputs[0].shape[0]), other, lowered.operators(other, symbols), entry)
+        for other, lowered, symbols, entry in others_lowered
     )
-    operators = name_the_rest(operators, imported.onnx)
+    called = [o.symbol for network in (operators, *(e.operators for e in entries)) for o in network]
+    kernels = {symbol: mod[symbol] for symbol in dict.fromkeys(called)}
     seconds = time.perf_counter() - start
-    return Compiled(executable, imported, target, operators, kernels, planned, seconds)
+    planned = own.mod["main"]
+    return Compiled(executable, imported, target, operators, kernels, planned, seconds, entries)
+
+
+@dataclass(frozen=True)
+class _Lowered:
+    """A network behind phase 4. ``scheduled_mod``: before memory planning, ``mod``: after it."""
+
+    mod: tvm.IRModule
+    scheduled_mod: tvm.IRModule
+    call_sites: CallSites
+    scheduled: dict[str, tuple[Any, Scheduled]]
+    rest: dict[str, Rest]
+
+    def operators(
+        self, imported: ImportedModel, symbols: Mapping[str, str] | None = None
+    ) -> tuple[OperatorReport, ...]:
+        """In order of execution. ``symbols``: a kernel's name in the executable by that here."""
+        specs = {name: spec for name, (spec, _) in self.scheduled.items()}
+        computed = results(self.scheduled_mod, self.mod["main"], imported, self.call_sites, specs)
+        nodes = onnx_nodes(imported, self.call_sites)
+        reports = []
+        for (name, size), result in zip(calls_in_order(self.scheduled_mod), computed, strict=True):
+            made = report(name, size, self.mod, self.scheduled, self.rest, nodes)
+            symbol = symbols[name] if symbols else name
+            reports.append(dataclasses.replace(made, symbol=symbol, result=result))
+        return name_the_rest(tuple(reports), imported.onnx)
+
+
+def _lower(
+    imported: ImportedModel,
+    target: TargetSpec,
+    records: Records | None,
+    traces: Traces | None,
+    packing: Mapping[Any, int] | None,
+    experiment: Experiment,
+    after: _After,
+    say: Progress,
+) -> _Lowered:
+    """The phases up to memory planning. ``packing``: see `schedule_operators`."""
+    mod = after("imported", imported.mod)
+    call_sites: CallSites = []
+
+    say("lowering operators to blocked layout")
+    # Phase 1. operator chains -> own functions on blocked activations
+    if experiment.applies("operators"):
+        mod, call_sites = lower_operators(mod, activation_lanes(target))
+        mod = after("operators", mod)
+    if experiment.applies("joined"):
+        mod, call_sites = fuse_separable(mod, call_sites, target)
+        mod = after("joined", mod)
+    # Phase 2. TVM's own lowering for what is left
+    mod = after("legalized", lower_rest(mod))
+    say("scheduling")
+    # Phase 3. schedules: own functions by rule, the rest by the fallback
+    if experiment.applies("scheduled"):
+        mod, scheduled = schedule_operators(mod, target, records, packing)
+        mod, rest = schedule_rest(mod, target, traces)
+        if records is not None:
+            mod = experiment.change("tuned", mod)
+        mod = after("scheduled", mod)
+    else:
+        scheduled, rest = _plain(mod)
+    # Phase 4. memory planning and lowering to the virtual machine
+    return _Lowered(_plan_memory(mod), mod, call_sites, scheduled, rest)
 
 
 def _plan_memory(mod: tvm.IRModule, *then: tvm.transform.Pass) -> tvm.IRModule:
@@ -255,79 +294,3 @@ class _Dump:
         path = self._directory / f"{self._count}_{phase}.py"
         path.write_text(mod.script(show_meta=False), encoding="utf-8")
         self._count += 1
-
-
-def _calls_in_order(mod: tvm.IRModule) -> list[tuple[str, int]]:
-    """The functions that ``main`` calls, one entry a call: name and bytes of its constants."""
-    calls: list[tuple[str, int]] = []
-    for block in mod["main"].body.blocks:
-        for binding in block.bindings:
-            value = binding.value
-            if isinstance(value, relax.Call) and getattr(value.op, "name", "") == "relax.call_tir":
-                constants = [constant_of(argument) for argument in value.args[1].fields]
-                weight_bytes = sum(c.nbytes for c in constants if c is not None)
-                calls.append((value.args[0].name_hint, weight_bytes))
-    return calls
-
-
-def _has_parallel_loop(statement: Any) -> bool:
-    """Whether a loop in it is spread over the threads (TVM's Python has no visitor for this)."""
-    if isinstance(statement, tirx.For) and statement.kind == tirx.ForKind.PARALLEL:
-        return True
-    parts = [getattr(statement, name, None) for name in ("body", "block", "then_case", "else_case")]
-    parts += getattr(statement, "seq", ())
-    return any(_has_parallel_loop(part) for part in parts if part is not None)
-
-
-def _onnx_nodes(
-    imported: ImportedModel, call_sites: list[tuple[str, tuple[str, ...]]]
-) -> dict[str, list[tuple[str, ...]]]:
-    """Per own function, the ONNX nodes of each of its calls, in order."""
-    nodes: dict[str, list[tuple[str, ...]]] = {}
-    for name, bindings in call_sites:
-        behind = [n for binding in bindings for n in imported.node_names.get(binding, ())]
-        nodes.setdefault(name, []).append(tuple(dict.fromkeys(behind)))
-    return nodes
-
-
-def _report(
-    name: str,
-    weight_bytes: int,
-    mod: tvm.IRModule,
-    scheduled: dict[str, Any],
-    rest: dict[str, Rest],
-    nodes: dict[str, list[tuple[str, ...]]],
-) -> OperatorReport:
-    if name in scheduled:
-        spec, result = scheduled[name]
-        return OperatorReport(
-            symbol=name,
-            kind=spec.kind,
-            shape=str(spec),
-            onnx_nodes=nodes[name].pop(0),
-            source=result.source,
-            schedule=result.rule,
-            knobs=result.knobs,
-            mult_adds=spec.mult_adds,
-            bytes=spec.min_bytes,
-            weight_bytes=weight_bytes,
-            parallel=_has_parallel_loop(mod[name].body),
-            note=result.note,
-        )
-    assert name in rest, name
-    params = mod[name].params
-    shapes = [[int(e) for e in p.ty.shape] for p in params if hasattr(p.ty, "shape")]
-    return OperatorReport(
-        symbol=name,
-        kind="other",
-        shape=" ".join("x".join(map(str, shape)) or "1" for shape in shapes),
-        onnx_nodes=(),
-        source=rest[name].source,
-        schedule="sketch" if rest[name].source == "tuned" else "fallback",
-        knobs={},
-        mult_adds=0,
-        bytes=sum(4 * math.prod(shape) for shape in shapes),
-        weight_bytes=weight_bytes,
-        parallel=_has_parallel_loop(mod[name].body),
-        note=rest[name].note,
-    )

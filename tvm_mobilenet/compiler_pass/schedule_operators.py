@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import tvm
@@ -9,7 +11,7 @@ from tvm import relax
 
 from tvm_mobilenet.schedules.base import Records, Scheduled, schedule
 from tvm_mobilenet.schedules.emit import SPEC_ATTR
-from tvm_mobilenet.schedules.spec import Spec, from_json, to_json
+from tvm_mobilenet.schedules.spec import SeparableSpec, Spec, from_json, to_json
 from tvm_mobilenet.targets import TargetSpec
 
 
@@ -19,10 +21,28 @@ def spec_of(function: Any) -> Spec | None:
     return from_json(str(attrs[SPEC_ATTR])) if attrs and SPEC_ATTR in attrs else None
 
 
+def packing_of(scheduled: Mapping[str, tuple[Spec, Scheduled]]) -> dict[Spec, int]:
+    """Which ``vectors`` the packed weights depend on, by the operator at batch 1."""
+    return {
+        _at_batch_1(spec): result.knobs["vectors"]
+        for spec, result in scheduled.values()
+        if "vectors" in result.knobs
+    }
+
+
+def _at_batch_1(spec: Any) -> Spec:
+    """The operator that owns the packed weights: of a joint one the pointwise half."""
+    owner = spec.pointwise if isinstance(spec, SeparableSpec) else spec
+    return dataclasses.replace(owner, batch=1) if hasattr(owner, "batch") else owner
+
+
 def schedule_operators(
-    mod: tvm.IRModule, target: TargetSpec, records: Records | None = None
+    mod: tvm.IRModule,
+    target: TargetSpec,
+    records: Records | None = None,
+    packing: Mapping[Spec, int] | None = None,
 ) -> tuple[tvm.IRModule, dict[str, tuple[Spec, Scheduled]]]:
-    """Schedule every own function of ``mod``.
+    """Schedule every own function of ``mod``; with ``packing`` for weights that lie as that says.
 
     Returns the module and, by function name, the specification and how it was scheduled.
     """
@@ -33,7 +53,8 @@ def schedule_operators(
         if spec is None:
             others[var] = function
         else:
-            scheduled[var.name_hint] = (spec, schedule(spec, target, records))
+            vectors = packing.get(_at_batch_1(spec)) if packing else None
+            scheduled[var.name_hint] = (spec, schedule(spec, target, records, vectors))
     # packed weights change signatures, hence types: the functions get new global variables
     return _CallScheduled(tvm.IRModule(others, attrs=mod.attrs), scheduled).run(), scheduled
 

@@ -87,8 +87,8 @@ def build(
 ) -> Built:
     """Build a model (see `frontend.load_model`) for a target and write the bundle.
 
-    batches: other batch sizes that the bundle takes, multiples of `batch`: one set of weights and
-    kernels runs them in parts; each is proven.
+    batches: other batch sizes that the bundle shall take, multiples of `batch`. On CPUs each gets
+    kernels of its own on the same weights; a GPU runs them in parts. Each is proven.
     mean, std: pre-processing of pictures instead of the model's own (see `imaging`).
     threads: how many it is scheduled for, and runs on unless told otherwise (None: the cores).
     logs: directory of tuning records instead of those that come with the package.
@@ -117,18 +117,16 @@ def build(
     batches = sorted(set(batches) - {batch})
     if any(size < 1 or size % batch for size in batches):
         raise InputError(f"batches must be multiples of the compiled batch, {batch}")
-    imported, *others = (
-        frontend.load_model(
-            model,
-            alpha=alpha,
-            resolution=resolution,
-            batch=size,
-            classes=classes,
-            weights=weights,
-            exporter=exporter,
-        )
-        for size in (batch, *batches)
+    imported = frontend.load_model(
+        model,
+        alpha=alpha,
+        resolution=resolution,
+        batch=batch,
+        classes=classes,
+        weights=weights,
+        exporter=exporter,
     )
+    others = [at_batch(imported, model, size, exporter) for size in batches]
     preprocessing = preprocessing_of(imported, mean=mean, std=std)
     with tempfile.TemporaryDirectory(prefix="tvm-mobilenet-") as folder:
         proven = compile_and_prove(
@@ -162,6 +160,34 @@ def build(
         )
     seconds = time.perf_counter() - start
     return Built(path, proven.compiled, preprocessing, proven.parity, records, seconds)
+
+
+def at_batch(
+    imported: ImportedModel, model: str | Path | torch.nn.Module, batch: int, exporter: Exporter
+) -> ImportedModel:
+    """The model, whose weights stay what they are, for another batch size.
+
+    InputError when an input or output does not have the batch as its first axis.
+    """
+    from tvm_mobilenet import frontend
+
+    if imported.module is None:
+        other = frontend.load_model(model, batch=batch)
+    else:
+        resolution = imported.inputs[0].shape[-1]
+        other = frontend.load_model(
+            imported.module, resolution=resolution, batch=batch, exporter=exporter
+        )
+    first = imported.inputs[0].shape[:1]
+    for mine, theirs in zip(
+        (*imported.inputs, *imported.outputs), (*other.inputs, *other.outputs), strict=True
+    ):
+        if mine.shape[:1] != first or theirs.shape != (batch, *mine.shape[1:]):
+            raise InputError(
+                f"'{mine.name}' is {mine.shape}, and {theirs.shape} for a batch of {batch}; "
+                "batches are for models of which all inputs and outputs have it as their first axis"
+            )
+    return other
 
 
 def find_compiler(target: TargetSpec, cc: str | None = None) -> toolchain.Toolchain | None:
@@ -211,7 +237,7 @@ def compile_and_prove(
 
     architectures, precision: of a GPU, see `cuda.check_options`.
     records, traces: see `compile_model`; None takes the analytic choice, the fallback.
-    others: the same model for other batch sizes, to be run in parts; judged on samples of theirs.
+    others: the same model for other batch sizes, judged on samples of theirs; see `build`.
     inputs: what to judge on; None takes `parity.samples`. Code that this machine cannot run is not
     judged, and the report says so; the reference's outputs are worked out all the same, for the
     device.
@@ -224,7 +250,13 @@ def compile_and_prove(
     compiler = compiler or find_compiler(target)
     with cuda.source_only(target):
         compiled = compile_model(
-            imported, target, records=records, traces=traces, dump_ir=dump_ir, progress=progress
+            imported,
+            target,
+            records=records,
+            traces=traces,
+            dump_ir=dump_ir,
+            progress=progress,
+            others=others if target.gpu is None else (),
         )
     runner = None
     gpu = None
@@ -253,8 +285,11 @@ def compile_and_prove(
     own = evaluate(imported, samples(imported) if inputs is None else inputs)
     references = list(own)
     for other in others:
-        for sample in evaluate(other, samples(other, count=1)):
-            references += _in_parts(sample, imported.inputs[0].shape[0])
+        batch = other.inputs[0].shape[0]
+        (sample,) = evaluate(other, samples(other, count=1), kinds=[f"batch {batch}"])
+        parts = _in_parts(sample, imported.inputs[0].shape[0])
+        check_rows_are_independent(imported, other, parts)
+        references += parts if target.gpu is not None else [sample]
     if runner is not None:
         report = emulate.prove(runner.path, target, references)
         progress(report.summary())
@@ -276,11 +311,31 @@ def compile_and_prove(
             [Tensor(i.name, i.shape, i.dtype) for i in imported.inputs],
             [Tensor(o.name, o.shape, o.dtype) for o in imported.outputs],
             preferred_threads=threads,
+            batches=[other.inputs[0].shape[0] for other in others],
+            entries={entry.batch: entry.name for entry in compiled.entries},
             gpu=images,
         )
         report = judge([program.run(sample.inputs) for sample in references], references)
     progress(report.summary())
     return Proven(compiled, library, own, report, gpu=gpu)
+
+
+def check_rows_are_independent(
+    imported: ImportedModel, other: ImportedModel, parts: Sequence[Sample]
+) -> None:
+    """ParityError when PyTorch computes parts of a batch otherwise than the whole: only a model
+    that treats each row by itself can run other batch sizes in parts, as a bundle does.
+
+    parts: of a sample of `other`, with the whole's outputs.
+    """
+    from tvm_mobilenet.parity.reference import evaluate
+
+    alone = evaluate(imported, [part.inputs for part in parts])
+    if not judge([part.float32 for part in alone], parts).passed:
+        raise ParityError(
+            f"{imported.name} computes a row otherwise in a batch of "
+            f"{other.inputs[0].shape[0]}: leave --batches out"
+        )
 
 
 def _in_parts(sample: Sample, size: int) -> list[Sample]:

@@ -69,7 +69,7 @@ def write_bundle(
 
     library: what `export_library` made of `compiled`, made here when not given.
     threads: how many the bundle runs on unless told otherwise (None: the physical cores).
-    batches: other sizes of the first axis than the compiled one that the samples prove.
+    batches: other sizes of the first axis than the compiled one that are proven.
     gpu: the GPU's part; there is no C++ runner for it.
     runner: for another kind of machine, the C++ runner built for it; a README.md goes with it.
 
@@ -156,6 +156,14 @@ def _document(
             for info in imported.outputs
         ],
         "batches": list(batches),
+        "entries": [
+            {
+                "name": entry.name,
+                "batch": entry.batch,
+                "operators": [dataclasses.asdict(operator) for operator in entry.operators],
+            }
+            for entry in compiled.entries
+        ],
         "preprocessing": None if preprocessing is None else preprocessing.to_json(),
         "threads": threads,
         "target": {

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tvm_mobilenet.deploy.network import plan, write_sources
+from tvm_mobilenet.deploy.network import Weights, plan, write_sources
 from tvm_mobilenet.deploy.toolchain import Toolchain, installed
 from tvm_mobilenet.parity import ParityReport
 from tvm_mobilenet.runtime.manifest import file_digest
@@ -16,7 +16,10 @@ if TYPE_CHECKING:
     from tvm_mobilenet.compiler_pass.pipeline import Compiled
 
 _HERE = Path(__file__).parent
-_SOURCES = ("runner/main.cc", "standalone/model.cc", "standalone/runtime.cc")
+_SOURCES = (
+    *("runner/main.cc", "runner/batches.cc"),
+    *("standalone/model.cc", "standalone/runtime.cc"),
+)
 _SEAL = "\nTVM-MOBILENET-SHA256 {program} {samples}\n"  # standalone/model.cc reads it
 
 
@@ -47,7 +50,10 @@ def build_runner(
     headers = (_HERE / "standalone", _HERE / "runner", installed("tvm_ffi/include"))
     with tempfile.TemporaryDirectory(prefix="tvm-mobilenet-") as folder:
         place = Path(folder)
-        write_sources(plan(compiled.planned), compiled, place, threads or 0)
+        weights = Weights()
+        mains = (compiled.planned, *(entry.planned for entry in compiled.entries))
+        networks = [plan(main, weights) for main in mains]
+        write_sources(networks, weights, compiled, place, threads or 0)
         toolchain.run(
             *("-std=c++17", "-O1", "-pthread", *form),  # the kernels are compiled already
             *(f"-I{path}" for path in headers),

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,24 +41,45 @@ class Tensor:
 
 @dataclass
 class Network:
-    """The memory plan: kernels in order with their tensors, and what the tensors lie in."""
+    """The memory plan: kernels in order with their tensors, and what the tensors lie in.
+
+    weights: the values of the tensors in that place, in their order.
+    """
 
     tensors: list[Tensor] = field(default_factory=list)
     calls: list[tuple[str, list[int]]] = field(default_factory=list)
+    inputs: list[int] = field(default_factory=list)
     outputs: list[int] = field(default_factory=list)
     weights: list[np.ndarray] = field(default_factory=list)
-    weight_bytes: int = 0
     arena_bytes: int = 0
 
 
-def plan(main: Any) -> Network:
-    """The network of a Relax function after memory planning.
+class Weights:
+    """Constants of one or several networks in one piece of memory, equal ones once."""
+
+    def __init__(self) -> None:
+        self.arrays: list[np.ndarray] = []
+        self.bytes = 0
+        self._places: dict[tuple[str, tuple[int, ...], bytes], int] = {}
+
+    def place(self, value: np.ndarray) -> int:
+        """Its offset in bytes; it is added when there is none like it."""
+        key = str(value.dtype), value.shape, hashlib.sha256(value.tobytes()).digest()
+        if key not in self._places:
+            self._places[key] = self.bytes
+            self.arrays.append(value)
+            self.bytes += _aligned(value.nbytes)
+        return self._places[key]
+
+
+def plan(main: Any, weights: Weights | None = None) -> Network:
+    """The network of a Relax function after memory planning; its constants also go into `weights`.
 
     Raises NotImplementedError for what the runner without TVM has no word for.
     """
     from tvm import ir, relax
 
-    network = Network()
+    network, weights = Network(), weights or Weights()
     storages: dict[Any, int] = {}
     tensors: dict[Any, int] = {}
 
@@ -72,16 +94,15 @@ def plan(main: Any) -> Network:
         if not isinstance(expr, ir.GenericConst):
             return tensors[expr]
         value = expr.value.numpy()
-        number = add(Tensor(value.shape, str(value.dtype), "Weights", network.weight_bytes))
         network.weights.append(value)
-        network.weight_bytes += _aligned(value.nbytes)
-        return number
+        return add(Tensor(value.shape, str(value.dtype), "Weights", weights.place(value)))
 
     for parameter in main.params:
         own = Tensor(
             shape(parameter.ty.shape), str(parameter.ty.dtype), "Arena", network.arena_bytes
         )
         tensors[parameter] = add(own)
+        network.inputs.append(tensors[parameter])
         network.arena_bytes += _aligned(own.bytes)
     for block in main.body.blocks:
         for binding in block.bindings:
@@ -117,17 +138,24 @@ def plan(main: Any) -> Network:
     return network
 
 
-def write_sources(network: Network, compiled: Compiled, directory: Path, threads: int) -> None:
-    """Write network.cc, weights.s and weights.bin. threads: the default; 0 is all usable CPUs."""
+def write_sources(
+    networks: Sequence[Network],
+    weights: Weights,
+    compiled: Compiled,
+    directory: Path,
+    threads: int,
+) -> None:
+    """Write network.cc, weights.s and weights.bin. threads: the default; 0 is all usable CPUs.
+
+    networks: of `compiled.planned`, then of its entries.
+    """
     imported = compiled.imported
-    inputs = [  # the first tensors
-        f'{{{_text(info.name)}, {i}, ""}}' for i, info in enumerate(imported.inputs)
-    ]
+    inputs = [f'{{{_text(info.name)}, ""}}' for info in imported.inputs]
     outputs = [
-        f"{{{_text(info.name)}, {i}, {_text(output_values(imported.onnx, info.name))}}}"
-        for info, i in zip(imported.outputs, network.outputs, strict=True)
+        f"{{{_text(info.name)}, {_text(output_values(imported.onnx, info.name))}}}"
+        for info in imported.outputs
     ]
-    kernels = sorted({name for name, _ in network.calls})
+    kernels = sorted({name for network in networks for name, _ in network.calls})
     text = [
         '#include "network.h"\n\nextern "C" {\n',
         *(
@@ -135,26 +163,21 @@ def write_sources(network: Network, compiled: Compiled, directory: Path, threads
             for name in kernels
         ),
         "}\n\nnamespace network {\n\n",
-        _table("Tensor", "tensors", map(_tensor, network.tensors)),
-        _table(
-            "Call",
-            "calls",
-            (f"{{{_text(name)}, {_symbol(name)}, {_list(a)}}}" for name, a in network.calls),
-        ),
+        _table("Network", "networks", map(_network, networks)),
         _table("Named", "inputs", inputs),
         _table("Named", "outputs", outputs),
         f"const char* const name = {_text(imported.name)};\n",
         f"const char* const target = {_text(compiled.target.name)};\n",
         _table("std::string", "cpu_features", map(_text, cpu_features(compiled.target))),
         _table("int", "affinity", map(str, compiled.target.affinity)),
-        f"const size_t arena_bytes = {network.arena_bytes};\n",
+        f"const size_t arena_bytes = {max(network.arena_bytes for network in networks)};\n",
         f"const int threads = {threads};\n",
         f"const double factor = {FACTOR!r}, floor_ulps = {float(FLOOR_ULPS)!r};\n\n",
         "}  // namespace network\n",
     ]
     (directory / "network.cc").write_text("".join(text), encoding="utf-8")
     with (directory / "weights.bin").open("wb") as file:
-        for weight in network.weights:
+        for weight in weights.arrays:
             file.write(weight.tobytes())
             file.write(bytes(_aligned(weight.nbytes) - weight.nbytes))
     (directory / "weights.s").write_text(
@@ -179,6 +202,16 @@ def _text(value: str) -> str:
 
 def _list(values: Iterable[int]) -> str:
     return f"{{{', '.join(map(str, values))}}}"
+
+
+def _network(network: Network) -> str:
+    tensors = "".join(f"        {_tensor(tensor)},\n" for tensor in network.tensors)
+    calls = "".join(
+        f"        {{{_text(name)}, {_symbol(name)}, {_list(arguments)}}},\n"
+        for name, arguments in network.calls
+    )
+    places = f"{_list(network.inputs)}, {_list(network.outputs)}"
+    return f"{{{{\n{tensors}    }}, {{\n{calls}    }}, {places}}}"
 
 
 def _tensor(tensor: Tensor) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from tvm_mobilenet.errors import NothingMeasuredError
 
 if TYPE_CHECKING:
-    from tvm_mobilenet.compiler_pass.pipeline import OperatorReport
+    from tvm_mobilenet.compiler_pass.operator_reports import OperatorReport
     from tvm_mobilenet.targets import GpuSpec
 
 Call = Callable[[], Any]  # starts one inference and does not wait

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -31,11 +31,13 @@ class Program:
         *,
         preferred_threads: int | None = None,
         batches: Sequence[int] = (),
+        entries: Mapping[int, str] | None = None,
         gpu: Path | None = None,
     ) -> None:
         """Load the library at `path`, whose SHA-256 is `digest`. **Runs the library's code.**
 
-        `batches`: other sizes of the first axis that `run` takes, multiples of the compiled one.
+        `batches`: other sizes of the first axis that were proven: with any, `run` takes every size
+        that is a sum of compiled ones. `entries`: its functions for compiled sizes but the first.
         `gpu`: of a library for NVIDIA GPUs, the directory with its machine code.
 
         `threads`: how many the caller's work is spread over. None takes `preferred_threads`, or as
@@ -43,8 +45,10 @@ class Program:
         Raises InputError when the library does not load, or `threads` is more than there are CPUs.
         """
         self.inputs, self.outputs = tuple(inputs), tuple(outputs)
-        self._batches = frozenset(batches)
         import numpy as np
+
+        self._first = inputs[0].shape[0] if batches else 0  # 0: its one size, whatever the inputs
+        self._entries = {self._first: library.MAIN, **(entries or {})}
 
         self._names = {tensor.name: None for tensor in inputs}.keys()  # a set in their order
         self._dtypes = {tensor.name: np.dtype(tensor.dtype) for tensor in inputs}
@@ -61,21 +65,28 @@ class Program:
         Raises InputError when a name, shape or dtype is not the model's.
         """
         tensors = self._ordered(values)
-        if self._batches:
-            parts = self._parts(values)
-            if parts is not None:
-                return _joined([self.run(part) for part in parts])
+        if self._first:
+            batch = self._batch(values)
+            if batch not in self._entries:
+                return _joined([self.run(part) for part in self._parts(values, batch)])
+            arrays = [self.checked(values, tensor, batch) for tensor in tensors]
+            return self.run_arrays(arrays, copy=copy, entry=self._entries[batch])
         return self.run_arrays([self.checked(values, tensor) for tensor in tensors], copy=copy)
 
     def run_arrays(
-        self, arrays: Sequence[np.ndarray], *, copy: bool = True
+        self, arrays: Sequence[np.ndarray], *, copy: bool = True, entry: str = library.MAIN
     ) -> dict[str, np.ndarray]:
-        """`run` on arrays that `checked` returned, in the order of `inputs`: nothing is checked."""
+        """`run` on arrays that `checked` returned, in the order of `inputs`: nothing is checked.
+
+        `entry`: the library's function for their batch size.
+        """
         import numpy as np
 
         with self._busy:  # the virtual machine has one stack of frames
             library.use_threads(self.threads, exactly=self._exactly)
-            results = [np.from_dlpack(tensor) for tensor in self._module(*arrays)]
+            module = self._module
+            made = module(*arrays) if entry == library.MAIN else module.call_entry(entry, *arrays)
+            results = [np.from_dlpack(tensor) for tensor in made]
             if copy:  # a model may return its input's memory, or a constant's
                 results = [result.copy() for result in results]
         return {out.name: array for out, array in zip(self.outputs, results, strict=True)}
@@ -103,35 +114,66 @@ class Program:
         library.use_threads(self.threads, exactly=self._exactly)
         return self._module.counted_entry()
 
-    def checked(self, values: Mapping[str, Any], tensor: Tensor) -> np.ndarray:
-        """The value of that input as a contiguous array aligned to `ALIGNMENT` bytes."""
+    def checked(self, values: Mapping[str, Any], tensor: Tensor, batch: int = 0) -> np.ndarray:
+        """The value of that input as a contiguous array aligned to `ALIGNMENT` bytes.
+
+        `batch`: the size of its first axis instead of the tensor's own.
+        """
         array = as_array(values[tensor.name], f"input '{tensor.name}'")
         if array.dtype != self._dtypes[tensor.name]:
             raise InputError(
                 f"input '{tensor.name}' has dtype {array.dtype}, the model takes {tensor.dtype}; "
                 f"convert it with .astype('{tensor.dtype}')"
             )
-        if array.shape != tensor.shape:
+        shape = (batch, *tensor.shape[1:]) if batch else tensor.shape
+        if array.shape != shape:
             raise InputError(
-                f"input '{tensor.name}' has shape {array.shape}, the model takes {tensor.shape}"
+                f"input '{tensor.name}' has shape {array.shape}, the model takes {shape}"
             )
         return aligned(array)
 
-    def _parts(self, values: Mapping[str, Any]) -> list[dict[str, np.ndarray]] | None:
-        """The values cut to the compiled batch; None when they are of no other proven size."""
+    @property
+    def batches(self) -> tuple[int, ...]:
+        """Sizes of the first axis with kernels of their own; see `Bundle.batches`."""
+        return tuple(sorted(self._entries)) if self._first else ()
+
+    def _batch(self, values: Mapping[str, Any]) -> int:
+        """The size of the first input's first axis, if it is a sum of compiled ones."""
+        first = self.inputs[0]
+        array = as_array(values[first.name], f"input '{first.name}'")
+        batch = array.shape[0] if array.ndim else 0
+        if batch not in self._entries and (batch < 1 or sum(self._sizes(batch)) != batch):
+            sizes = ", ".join(map(str, self.batches))
+            raise InputError(
+                f"input '{first.name}' has shape {array.shape}, the model takes {first.shape}, or "
+                f"a first axis that is a sum of {sizes}"
+            )
+        return batch
+
+    def _sizes(self, batch: int) -> list[int]:
+        """Compiled sizes, largest first, that make up as much of a batch as they can."""
+        sizes = []
+        for size in sorted(self._entries, reverse=True):
+            sizes += [size] * (batch // size)
+            batch %= size
+        return sizes
+
+    def _parts(self, values: Mapping[str, Any], batch: int) -> Iterator[dict[str, np.ndarray]]:
+        """The values cut to compiled sizes."""
         arrays = {
             tensor.name: as_array(values[tensor.name], f"input '{tensor.name}'")
             for tensor in self.inputs
         }
-        sizes = {array.shape[0] if array.ndim else 0 for array in arrays.values()}
-        size = sizes.pop()
-        if sizes or size not in self._batches:
-            return None
-        step = self.inputs[0].shape[0]
-        return [
-            {name: array[start : start + step] for name, array in arrays.items()}
-            for start in range(0, size, step)
-        ]
+        for tensor in self.inputs:
+            if arrays[tensor.name].shape[:1] != (batch,):
+                raise InputError(
+                    f"input '{tensor.name}' has shape {arrays[tensor.name].shape}, "
+                    f"'{self.inputs[0].name}' a first axis of {batch}"
+                )
+        start = 0
+        for size in self._sizes(batch):
+            yield {name: array[start : start + size] for name, array in arrays.items()}
+            start += size
 
     def _ordered(self, values: Mapping[str, Any]) -> tuple[Tensor, ...]:
         wanted = self._names
@@ -190,6 +232,7 @@ class Bundle:
             threads,
             preferred_threads=contents.threads,
             batches=contents.batches,
+            entries=contents.entries,
             gpu=gpu,
         )
         return cls(directory, contents, program)
@@ -221,16 +264,26 @@ class Bundle:
         """How many threads it runs on."""
         return self.program.threads
 
-    def new_input(self, name: str | None = None) -> np.ndarray:
+    @property
+    def batches(self) -> tuple[int, ...]:
+        """Batch sizes with kernels of their own, where it is built for several; else nothing.
+
+        Other sizes that are sums of them run in parts.
+        """
+        return self.program.batches
+
+    def new_input(self, name: str | None = None, *, batch: int | None = None) -> np.ndarray:
         """An array of zeros for an input (None: the only one) that `run` reads without a copy.
 
-        Raises InputError when there is no such input.
+        `batch`: its first axis, in a bundle for several batch sizes. Raises InputError when there
+        is no such input.
         """
         import numpy as np
 
         for tensor in self.inputs:
             if tensor.name == name or (name is None and len(self.inputs) == 1):
-                return aligned(np.zeros(tensor.shape, tensor.dtype))
+                shape = tensor.shape if batch is None else (batch, *tensor.shape[1:])
+                return aligned(np.zeros(shape, tensor.dtype))
         names = ", ".join(tensor.name for tensor in self.inputs)
         raise InputError(f"the model has inputs {names}; name one of them, not {name}")
 
@@ -238,8 +291,8 @@ class Bundle:
         """Run the model once.
 
         `x`: a numpy array, or anything that speaks DLPack and lies in the CPU's memory, of the
-        input's shape and dtype, or with another of the sizes of its first axis that the manifest
-        has in `batches`; or a mapping of such by input name. An array gives an array where
+        input's shape and dtype, in a bundle for several batch sizes also with another first axis
+        (see `batches`); or a mapping of such by input name. An array gives an array where
         the model has one output; everything else gives a dict by output name.
         Inputs are read where they are when they are contiguous, writable and aligned to 64 bytes,
         as `new_input`'s and PyTorch's tensors are; else they are copied first. `copy`: results own

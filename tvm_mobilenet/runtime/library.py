@@ -25,6 +25,7 @@ _LIBRARY_NAME = {"darwin": "libtvm_runtime.dylib", "win32": "tvm_runtime.dll"}.g
     sys.platform, "libtvm_runtime.so"
 )
 _CPU, _FIRST, _POOLED_ALLOCATOR = 1, 0, 2  # vm_initialization: device type, its number, allocator
+MAIN = "main"  # the network for the first batch size
 TIMED_ENTRY = "main_timed"  # see compiler_pass.timed_entry
 TRACED_ENTRY = "main_traced"  # see compiler_pass.traced_entry
 COUNTED_ENTRY = "main_counted"  # see compiler_pass.counted_entry
@@ -145,7 +146,7 @@ class Module:
             self._library = _shared_library(path, digest)
             machine = self._library.module["vm_load_executable"]()
             machine["vm_initialization"](*self._DEVICES)
-            self._machine, self._main = machine, machine["main"]
+            self._machine, self._main = machine, machine[MAIN]
             _forget_file_pages(path)
         except (RuntimeError, ValueError, TypeError, AttributeError) as error:
             message = str(error).strip().splitlines()
@@ -155,7 +156,14 @@ class Module:
 
     def __call__(self, *arrays: Any) -> Iterator[Any]:
         """Run on float arrays aligned to 64 bytes; yields the outputs as DLPack tensors."""
-        result = self._main(*map(self._ffi.from_dlpack, arrays))
+        return self._run(self._main, arrays)
+
+    def call_entry(self, name: str, *arrays: Any) -> Iterator[Any]:
+        """The same with the function for another batch size; InputError where there is none."""
+        return self._run(self._entry(name, name), arrays)
+
+    def _run(self, function: Any, arrays: Sequence[Any]) -> Iterator[Any]:
+        result = function(*map(self._ffi.from_dlpack, arrays))
         if isinstance(result, self._ffi.Tensor):
             yield result
         else:

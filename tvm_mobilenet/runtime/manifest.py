@@ -16,7 +16,7 @@ from tvm_mobilenet.runtime import host
 
 NAME = "manifest.json"
 FORMAT = "tvm-mobilenet bundle"
-SCHEMA_VERSION = 2  # 2 added `batches` and bundles for several targets
+SCHEMA_VERSION = 3  # 2: `batches`, bundles for several targets; 3: `entries`, kernels a batch size
 LIBRARY = "model.so"
 SAMPLES = "samples.npz"
 KERNELS = "kernels.zip"  # the source of every kernel, for people; nothing needs it to run
@@ -46,7 +46,8 @@ class File:
 class Manifest:
     """A checked manifest: the parts that running needs, and the whole as `document`.
 
-    batches: other sizes of the first axis than the compiled one that were proven.
+    batches: other sizes of the first axis than the first compiled one that were proven.
+    entries: the library's functions for those of them that have kernels of their own, by size.
     """
 
     inputs: tuple[Tensor, ...]
@@ -57,6 +58,7 @@ class Manifest:
     cpu_features: tuple[str, ...]
     files: Mapping[str, File]
     batches: tuple[int, ...]
+    entries: Mapping[int, str]
     document: Mapping[str, Any]
 
 
@@ -78,6 +80,10 @@ def read(directory: Path) -> Manifest:
         places = ", ".join(str(directory / variant.path) for variant in variants(directory))
         raise InputError(f"{directory}: is for several targets; give one of {places}")
     try:
+        entries = {int(entry["batch"]): str(entry["name"]) for entry in document["entries"]}
+        sizes = [*entries, *map(int, document["batches"])]
+        if sizes and min(*sizes, *(int(entry["shape"][0]) for entry in document["inputs"])) < 1:
+            raise ValueError("a batch size is less than 1")
         return Manifest(
             inputs=tuple(_tensor(entry) for entry in document["inputs"]),
             outputs=tuple(_tensor(entry) for entry in document["outputs"]),
@@ -90,9 +96,10 @@ def read(directory: Path) -> Manifest:
                 for name, entry in document["files"].items()
             },
             batches=tuple(map(int, document["batches"])),
+            entries=entries,
             document=document,
         )
-    except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
+    except (KeyError, IndexError, TypeError, ValueError, OverflowError, AttributeError) as error:
         raise InputError(f"{path}: not a valid manifest ({error!r}); build the bundle again") from (
             error
         )
@@ -248,7 +255,9 @@ def _document(directory: Path) -> dict[str, Any]:
 
 def _upgraded(document: Mapping[str, Any]) -> Mapping[str, Any]:
     """A manifest of an older schema as one of this; the document on the disk stays as it is."""
-    return {"batches": []} | dict(document) if document["schema_version"] == 1 else document
+    if document["schema_version"] == SCHEMA_VERSION or "variants" in document:
+        return document
+    return {"batches": [], "entries": []} | dict(document)
 
 
 def _tensor(entry: Mapping[str, Any]) -> Tensor:

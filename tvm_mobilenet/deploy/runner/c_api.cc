@@ -73,13 +73,24 @@ int tm_output(const TmModel* model, int index, TmTensor* info) {
 }
 
 int tm_run(TmModel* model, const void* const* inputs, void* const* outputs) {
+  return tm_run_batch(model, model == nullptr ? 1 : model->model.batches[0], inputs, outputs);
+}
+
+int tm_batches(const TmModel* model, int64_t* sizes, int capacity) {
+  const std::vector<int64_t>& batches = model->model.batches;
+  for (size_t i = 0; i < batches.size() && static_cast<int>(i) < capacity; ++i) sizes[i] = batches[i];
+  return static_cast<int>(batches.size());
+}
+
+int tm_run_batch(TmModel* model, int64_t batch, const void* const* inputs, void* const* outputs) {
   if (model == nullptr || inputs == nullptr || outputs == nullptr ||
       any_null(inputs, model->model.inputs.size()) ||
       any_null(outputs, model->model.outputs.size())) {
     return fail(TM_USAGE, "a pointer is NULL");
   }
+  if (batch < 1) return fail(TM_USAGE, "batch is less than 1");
   return guarded([&] {
-    model->model.run(inputs, outputs);
+    model->model.run(inputs, outputs, batch);
     return static_cast<int>(TM_OK);
   });
 }

@@ -1,10 +1,11 @@
 // Runs a bundle without Python: proves parity, measures, classifies.
 //
-//   runner [--check] [--bench N] [--input FILE ...] [--top-k K] [--threads T] [--json]
+//   runner [--check] [--bench N] [--batch N] [--input FILE ...] [--top-k K] [--threads T] [--json]
 //          [--samples FILE] [--outputs FILE] [--no-verify] [--only N] [--trace] [--bundle DIR]
 //
-// --check, which is what it does without any of --bench, --input and --only: runs every sample and
-// holds the outputs against PyTorch's, float32 and float64, by the rule of the build. --bench: N
+// --check, which is what it does without any of --bench, --input and --only: runs every sample, and
+// the samples as rows of every other batch size that was compiled, and holds the outputs against
+// PyTorch's, float32 and float64, by the rule of the build. --batch: the size that --bench runs. --bench: N
 // timed runs, each beside one of the compiled network alone, whose difference is what this program
 // adds. --input: the best classes for a .npy file, or one of raw little-endian values, one for each
 // input. Every file is compared with its SHA-256 first, unless --no-verify is given. --samples: other
@@ -30,7 +31,7 @@
 namespace {
 
 constexpr char kUsage[] =
-    "[--check] [--bench N] [--input FILE ...] [--top-k K] [--threads T] [--json]\n"
+    "[--check] [--bench N] [--batch N] [--input FILE ...] [--top-k K] [--threads T] [--json]\n"
     "       [--samples FILE] [--outputs FILE] [--no-verify] [--only N] [--trace]"
 #ifdef BUNDLE_DIRECTORY
     " [--bundle DIR]"
@@ -39,7 +40,7 @@ constexpr char kUsage[] =
 
 struct Options {
   bool check = false, json = false, no_verify = false, trace = false;
-  int bench = 0, only = 0, threads = 0, top_k = 5;
+  int bench = 0, only = 0, threads = 0, top_k = 5, batch = 0;
   std::vector<std::string> files;
   std::string bundle, samples, outputs;
 };
@@ -67,6 +68,7 @@ Options parse(int argc, char** argv) {
       {"--no-verify", &options.no_verify},
       {"--trace", &options.trace}};
   const std::map<std::string, int*> numbers = {{"--bench", &options.bench},
+                                               {"--batch", &options.batch},
                                                {"--only", &options.only},
                                                {"--threads", &options.threads},
                                                {"--top-k", &options.top_k}};
@@ -103,23 +105,44 @@ Options parse(int argc, char** argv) {
 // What goes in and comes out of one model, in memory of its own.
 class Session {
  public:
-  explicit Session(Model& model) : model_(model) {
-    for (const TensorInfo& tensor : model.inputs) inputs_.push_back(allocate(tensor.bytes));
-    for (const TensorInfo& tensor : model.outputs) outputs_.push_back(allocate(tensor.bytes));
+  explicit Session(Model& model) : model_(model) { resize(model.batches[0]); }
+
+  // Memory for a batch of this size; what was in it is lost.
+  void resize(int64_t batch) {
+    if (batch == batch_) return;
+    batch_ = batch;
+    inputs_.clear(), outputs_.clear(), in_.clear(), out_.clear();
+    for (const TensorInfo& tensor : model_.inputs) inputs_.push_back(allocate(tensor.bytes_of(batch)));
+    for (const TensorInfo& tensor : model_.outputs) {
+      outputs_.push_back(allocate(tensor.bytes_of(batch)));
+    }
     for (const Memory& memory : inputs_) in_.push_back(memory.get());
     for (const Memory& memory : outputs_) out_.push_back(memory.get());
   }
 
+  // The first input decides about the batch.
   void set_input(size_t i, const std::vector<char>& bytes, const std::string& source) {
     const TensorInfo& tensor = model_.inputs.at(i);
-    if (bytes.size() != tensor.bytes) {
+    if (i == 0 && model_.divisible && bytes.size() % tensor.bytes_of(1) == 0 && !bytes.empty()) {
+      resize(static_cast<int64_t>(bytes.size() / tensor.bytes_of(1)));
+    }
+    if (bytes.size() != tensor.bytes_of(batch_)) {
       throw std::runtime_error(source + " has " + std::to_string(bytes.size()) + " bytes, input '" +
-                               tensor.name + "' takes " + std::to_string(tensor.bytes));
+                               tensor.name + "' takes " + std::to_string(tensor.bytes_of(batch_)));
     }
     std::memcpy(inputs_[i].get(), bytes.data(), bytes.size());
   }
 
-  void run() { model_.run(in_.data(), out_.data()); }
+  // A batch of rows that are copies of the rows of the bytes, beginning anew behind the last.
+  void set_rows(size_t i, const std::vector<char>& bytes) {
+    const size_t total = model_.inputs.at(i).bytes_of(batch_);
+    for (size_t at = 0; at < total; at += bytes.size()) {
+      std::memcpy(inputs_[i].get() + at, bytes.data(), std::min(bytes.size(), total - at));
+    }
+  }
+
+  void run() { model_.run(in_.data(), out_.data(), batch_); }
+  int64_t batch() const { return batch_; }
 
   const float* scores(size_t i) const {
     if (model_.outputs.at(i).dtype != "float32") throw std::runtime_error("no float32 output");
@@ -128,12 +151,14 @@ class Session {
 
   void write(std::ofstream& file) const {
     for (size_t i = 0; i < outputs_.size(); ++i) {
-      file.write(outputs_[i].get(), static_cast<std::streamsize>(model_.outputs[i].bytes));
+      const size_t bytes = model_.outputs[i].bytes_of(batch_);
+      file.write(outputs_[i].get(), static_cast<std::streamsize>(bytes));
     }
   }
 
  private:
   Model& model_;
+  int64_t batch_ = 0;
   std::vector<Memory> inputs_, outputs_;
   std::vector<const void*> in_;
   std::vector<void*> out_;
@@ -141,11 +166,33 @@ class Session {
 
 using Samples = std::map<std::string, npz::Array>;
 
+const npz::Array& input_of(const Samples& samples, int number, size_t i) {
+  const std::string name = std::to_string(number) + ".input." + std::to_string(i);
+  if (!samples.count(name)) throw std::runtime_error("the samples lack " + name);
+  return samples.at(name);
+}
+
 void set_sample(Session& session, const Model& model, const Samples& samples, int number) {
   for (size_t i = 0; i < model.inputs.size(); ++i) {
-    const std::string name = std::to_string(number) + ".input." + std::to_string(i);
-    if (!samples.count(name)) throw std::runtime_error("the samples lack " + name);
-    session.set_input(i, samples.at(name).bytes, "a sample");
+    session.set_input(i, input_of(samples, number, i).bytes, "a sample");
+  }
+}
+
+// Adds the errors of what the session's last run gave: of every row against the sample's.
+void add_errors(std::vector<Errors>& errors, const Session& session, const Model& model,
+                const Samples& samples, int number) {
+  for (size_t i = 0; i < errors.size(); ++i) {
+    const std::string sample = std::to_string(number), place = "." + std::to_string(i);
+    const npz::Array& torch32 = samples.at(sample + ".float32" + place);
+    const npz::Array& exact = samples.at(sample + ".float64" + place);
+    const size_t count = model.outputs[i].bytes_of(session.batch()) / sizeof(float);
+    if (exact.size() == 0 || count % exact.size() != 0) {
+      throw std::runtime_error("an output's size differs from the sample's");
+    }
+    const float* got = session.scores(i);
+    for (size_t j = 0; j < count; ++j) {
+      errors[i].add(got[j], torch32[j % exact.size()], exact[j % exact.size()]);
+    }
   }
 }
 
@@ -155,19 +202,21 @@ std::vector<Errors> check(Session& session, const Model& model, const Samples& s
   for (count = 0; samples.count(std::to_string(count) + ".input.0"); ++count) {
     set_sample(session, model, samples, count);
     session.run();
-    for (size_t i = 0; i < errors.size(); ++i) {
-      const std::string number = std::to_string(count), place = "." + std::to_string(i);
-      const npz::Array& torch32 = samples.at(number + ".float32" + place);
-      const npz::Array& exact = samples.at(number + ".float64" + place);
-      if (exact.size() * sizeof(float) != model.outputs[i].bytes) {
-        throw std::runtime_error("an output's size differs from the sample's");
-      }
-      const float* got = session.scores(i);
-      for (size_t j = 0; j < exact.size(); ++j) errors[i].add(got[j], torch32[j], exact[j]);
-    }
+    add_errors(errors, session, model, samples, count);
     if (outputs.is_open()) session.write(outputs);
   }
   if (count == 0) throw std::runtime_error("there are no samples");
+  if (outputs.is_open()) return errors;  // who asks for them brought samples of every size
+  const int stored = count;
+  for (size_t which = 1; which < model.batches.size(); ++which, ++count) {
+    const int number = static_cast<int>(which) % stored;
+    session.resize(model.batches[which]);
+    for (size_t i = 0; i < model.inputs.size(); ++i) {
+      session.set_rows(i, input_of(samples, number, i).bytes);
+    }
+    session.run();
+    add_errors(errors, session, model, samples, number);
+  }
   return errors;
 }
 
@@ -229,8 +278,8 @@ std::vector<Ranked> classify(Session& session, const Model& model,
   for (size_t i = 0; i < files.size(); ++i) session.set_input(i, read_input(files[i]), files[i]);
   session.run();
   const TensorInfo& output = model.outputs.at(0);
-  const size_t total = output.bytes / sizeof(float);
-  const auto rows = static_cast<size_t>(output.shape.empty() ? 1 : output.shape[0]);
+  const size_t total = output.bytes_of(session.batch()) / sizeof(float);
+  const auto rows = static_cast<size_t>(output.shape.empty() ? 1 : session.batch());
   const size_t classes = total / rows;
   std::vector<Ranked> ranking;
   for (size_t row = 0; row < rows; ++row) {
@@ -287,6 +336,16 @@ int main(int argc, char** argv) {
     }
     if (passed && options.bench > 0) {
       set_sample(session, model, samples, 0);
+      if (options.batch > 0) {
+        const std::vector<int64_t>& sizes = model.batches;
+        if (std::find(sizes.begin(), sizes.end(), options.batch) == sizes.end()) {
+          throw std::runtime_error("--batch takes a size with kernels of its own");
+        }
+        session.resize(options.batch);
+        for (size_t i = 0; i < model.inputs.size(); ++i) {
+          session.set_rows(i, input_of(samples, 0, i).bytes);
+        }
+      }
       report.latency(bench(session, model, options.bench));
     }
     if (passed && !options.files.empty()) {

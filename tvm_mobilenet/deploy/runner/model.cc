@@ -22,7 +22,7 @@ namespace json = tvm::ffi::json;
 
 namespace {
 
-constexpr int kOldestSchema = 1, kNewestSchema = 2;  // runtime/manifest.py's
+constexpr int kOldestSchema = 1, kNewestSchema = 3;  // runtime/manifest.py's
 
 std::string text_of(const json::Object& object, const char* key) {
   return object[key].cast<std::string>();
@@ -192,12 +192,13 @@ void use_threads(int threads, const std::vector<int>& affinity) {
 }  // namespace
 
 struct Model::Engine {
-  Engine(const std::string& path, const std::vector<TensorInfo>& inputs)
+  Engine(const std::string& path, const std::vector<TensorInfo>& inputs,
+         const std::vector<std::string>& names)
       : library(ffi::Module::LoadFromFile(path)),
         machine(function(library, "vm_load_executable")().cast<ffi::Module>()) {
     constexpr int kPooledAllocator = 2;
     function(machine, "vm_initialization")(static_cast<int>(kDLCPU), 0, kPooledAllocator);
-    main = function(machine, "main");
+    for (const std::string& name : names) entries.push_back(function(machine, name.c_str()));
     for (const TensorInfo& input : inputs) dtypes.push_back(to_dtype(input.dtype));
     arguments.resize(inputs.size());
     copies.resize(inputs.size());
@@ -205,11 +206,12 @@ struct Model::Engine {
 
   void call(ffi::Any* result) {
     const std::vector<ffi::AnyView> views(arguments.begin(), arguments.end());
-    main.CallPacked(views.data(), static_cast<int>(views.size()), result);
+    entries[last].CallPacked(views.data(), static_cast<int>(views.size()), result);
   }
 
   ffi::Module library, machine;
-  ffi::Function main;
+  std::vector<ffi::Function> entries;  // by the model's batches
+  size_t last = 0;                     // what ran last
   std::vector<DLDataType> dtypes;
   std::vector<ffi::Tensor> arguments;
   std::vector<Memory> copies;  // of inputs that are not aligned
@@ -234,32 +236,48 @@ Model::Model(const std::string& bundle, int threads_, bool verify) : verified(ve
   threads = threads_ > 0 ? threads_ : manifest["threads"].as<int>().value_or(0);
   const std::vector<int> affinity = list<int>(described, "affinity");
   use_threads(threads, affinity);  // before the library's code starts a pool of TVM's choice
-  engine_ = std::make_unique<Engine>(fs::absolute(directory + "/model.so").string(), inputs);
+  const std::vector<int64_t>& shape = inputs.at(0).shape;
+  batches.push_back(shape.empty() ? 1 : shape[0]);
+  std::vector<std::string> names = {"main"};
+  if (manifest.count("entries") > 0) {  // not in older manifests
+    for (const ffi::Any& value : manifest["entries"].cast<json::Array>()) {
+      const auto entry = value.cast<json::Object>();
+      batches.push_back(entry["batch"].cast<int64_t>());
+      names.push_back(text_of(entry, "name"));
+    }
+  }
+  divisible = !list<int64_t>(manifest, "batches").empty();
+  engine_ = std::make_unique<Engine>(fs::absolute(directory + "/model.so").string(), inputs, names);
   engine_->affinity = affinity;
 }
 
 Model::~Model() = default;
 
-void Model::run(const void* const* in, void* const* out) {
-  const std::lock_guard<std::mutex> lock(mutex_);
+void Model::run_compiled(size_t which, const void* const* in, void* const* out) {
   use_threads(threads, engine_->affinity);
+  engine_->last = which;
+  const int64_t batch = batches[which];
+  const int64_t most = *std::max_element(batches.begin(), batches.end());
   for (size_t i = 0; i < inputs.size(); ++i) {
     void* data = const_cast<void*>(in[i]);
     if (!is_aligned(data)) {
-      if (!engine_->copies[i]) engine_->copies[i] = allocate(inputs[i].bytes);
-      data = std::memcpy(engine_->copies[i].get(), data, inputs[i].bytes);
+      if (!engine_->copies[i]) engine_->copies[i] = allocate(inputs[i].bytes_of(most));
+      data = std::memcpy(engine_->copies[i].get(), data, inputs[i].bytes_of(batch));
     }
-    const ffi::ShapeView shape(inputs[i].shape.data(), inputs[i].shape.size());
+    std::vector<int64_t> extents = inputs[i].shape;
+    if (!extents.empty() && which > 0) extents[0] = batch;
+    const ffi::ShapeView shape(extents.data(), extents.size());
     engine_->arguments[i] = ffi::Tensor::FromNDAlloc(Borrowed{data}, shape, engine_->dtypes[i],
                                                      DLDevice{kDLCPU, 0});
   }
   ffi::Any result;
   engine_->call(&result);
   const auto write = [&](size_t i, const ffi::Tensor& tensor) {
-    if (tensor.numel() * tensor.dtype().bits / 8 != static_cast<int64_t>(outputs.at(i).bytes)) {
+    const size_t bytes = outputs.at(i).bytes_of(batch);
+    if (tensor.numel() * tensor.dtype().bits / 8 != static_cast<int64_t>(bytes)) {
       throw std::runtime_error("output " + outputs[i].name + " differs in size from the manifest");
     }
-    std::memcpy(out[i], tensor.data_ptr(), outputs[i].bytes);
+    std::memcpy(out[i], tensor.data_ptr(), bytes);
   };
   if (const auto single = result.as<ffi::Tensor>()) {
     write(0, *single);

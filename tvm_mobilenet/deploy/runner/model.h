@@ -17,6 +17,12 @@ struct TensorInfo {
   std::vector<int64_t> shape;
   size_t bytes;
   std::string values;  // of an output: "scores" or "probabilities"
+
+  // Its bytes with another first axis.
+  size_t bytes_of(int64_t batch) const {
+    if (shape.empty() || shape[0] < 1) return bytes;
+    return bytes / static_cast<size_t>(shape[0]) * static_cast<size_t>(batch);
+  }
 };
 
 class Model {
@@ -26,8 +32,10 @@ class Model {
   Model(const std::string& bundle, int threads, bool verify);
   ~Model();
 
-  // Reads inputs[i] and writes outputs[i]; calls from several threads take turns.
-  void run(const void* const* inputs, void* const* outputs);
+  // Reads inputs[i] and writes outputs[i]; calls from several threads take turns. batch: the size
+  // of their first axis, 0 for that in `inputs`; one without kernels of its own runs in parts.
+  // Throws std::runtime_error for one that is no sum of compiled ones.
+  void run(const void* const* inputs, void* const* outputs, int64_t batch = 0);
 
   // The compiled network alone on the inputs of the last run: what `run` is measured against.
   void bare_call();
@@ -42,9 +50,13 @@ class Model {
   double factor = 0, floor_ulps = 0;  // the parity rule's
   int threads = 0;
   bool verified = false;
+  std::vector<int64_t> batches;  // sizes that were compiled, first that of `inputs`
+  bool divisible = false;        // whether it runs other sizes in parts
 
  private:
   struct Engine;
+  void run_compiled(size_t which, const void* const* inputs, void* const* outputs);
+  std::vector<size_t> parts(int64_t batch) const;  // places in `batches`, largest first
   std::unique_ptr<Engine> engine_;
   std::mutex mutex_;
 };

@@ -50,6 +50,15 @@ TM_EXPORT int tm_output(const TmModel* model, int index, TmTensor* info);
  * outputs[i] is written; each has the `bytes` of its TmTensor. */
 TM_EXPORT int tm_run(TmModel* model, const void* const* inputs, void* const* outputs);
 
+/* Batch sizes with kernels of their own, of a bundle that was built for several: the first is that of
+ * the TmTensors. Writes up to `capacity` of them and returns how many there are. */
+TM_EXPORT int tm_batches(const TmModel* model, int64_t* sizes, int capacity);
+
+/* tm_run with another first axis: every input and output has batch / (first size) times its `bytes`.
+ * A size without kernels of its own runs in parts; TM_BAD_INPUT for one that is no sum of the above. */
+TM_EXPORT int tm_run_batch(TmModel* model, int64_t batch, const void* const* inputs,
+                           void* const* outputs);
+
 /* Frees the model; NULL is no error. */
 TM_EXPORT void tm_close(TmModel* model);
 

@@ -2,6 +2,7 @@
 #include "model.h"
 
 #include <cstring>
+#include <deque>
 #include <filesystem>
 #include <fstream>
 
@@ -60,10 +61,12 @@ std::string name_of(DLDataType dtype) {
   return kinds[dtype.code] + std::to_string(dtype.bits);
 }
 
-std::vector<TensorInfo> describe(const std::vector<network::Named>& named) {
+std::vector<TensorInfo> describe(const std::vector<network::Named>& named,
+                                 const std::vector<int>& places) {
   std::vector<TensorInfo> found;
-  for (const network::Named& each : named) {
-    const network::Tensor& tensor = network::tensors.at(each.tensor);
+  for (size_t i = 0; i < named.size(); ++i) {
+    const network::Named& each = named[i];
+    const network::Tensor& tensor = network::networks[0].tensors.at(places.at(i));
     size_t bytes = tensor.dtype.bits / 8;
     for (const int64_t extent : tensor.shape) bytes *= static_cast<size_t>(extent);
     found.push_back({each.name, name_of(tensor.dtype), tensor.shape, bytes, each.values});
@@ -71,38 +74,35 @@ std::vector<TensorInfo> describe(const std::vector<network::Named>& named) {
   return found;
 }
 
-}  // namespace
-
-struct Model::Engine {
-  explicit Engine(int threads)
-      : pool(runtime::make_pool(threads, network::affinity)),
-        arena(allocate(network::arena_bytes)) {
-    for (const network::Tensor& tensor : network::tensors) {
+// One network's tensors in memory, and its kernels' arguments.
+struct Prepared {
+  Prepared(const network::Network& network, char* arena) : network(network) {
+    for (const network::Tensor& tensor : network.tensors) {
       DLTensor view{};
       view.device = {kDLCPU, 0};
       view.ndim = static_cast<int32_t>(tensor.shape.size());
       view.dtype = tensor.dtype;
       view.shape = const_cast<int64_t*>(tensor.shape.data());
-      if (tensor.place == network::Place::kArena) view.data = arena.get() + tensor.offset;
+      if (tensor.place == network::Place::kArena) view.data = arena + tensor.offset;
       if (tensor.place == network::Place::kWeights) {
         view.data = const_cast<char*>(network::network_weights + tensor.offset);
       }
       views.push_back(view);
     }
-    for (const network::Named& input : network::inputs) {
+    for (const int input : network.inputs) {
       // An input's part of the arena is its own: what lies in it is the input, or a view of it.
-      const size_t begin = network::tensors[input.tensor].offset;
-      const size_t end = begin + bytes_of(views[input.tensor]);
+      const size_t begin = network.tensors[input].offset;
+      const size_t end = begin + bytes_of(views[input]);
       std::vector<Place> found;
       for (size_t i = 0; i < views.size(); ++i) {
-        const network::Tensor& tensor = network::tensors[i];
+        const network::Tensor& tensor = network.tensors[i];
         if (tensor.place == network::Place::kArena && begin <= tensor.offset && tensor.offset < end) {
           found.push_back({&views[i], tensor.offset - begin});
         }
       }
       inputs.push_back(std::move(found));
     }
-    for (const network::Call& call : network::calls) {
+    for (const network::Call& call : network.calls) {
       std::vector<TVMFFIAny> list;
       for (const int tensor : call.arguments) {
         TVMFFIAny argument{};
@@ -114,14 +114,13 @@ struct Model::Engine {
     }
   }
 
-  void call() {
-    const runtime::Use use(*pool);
-    for (size_t i = 0; i < network::calls.size(); ++i) {
+  void call(const std::function<void(float*, size_t)>& observer) {
+    for (size_t i = 0; i < network.calls.size(); ++i) {
       operator_begins();
       TVMFFIAny result{};
       const auto count = static_cast<int32_t>(arguments[i].size());
-      if (network::calls[i].kernel(nullptr, arguments[i].data(), count, &result) != 0) {
-        throw std::runtime_error(std::string(network::calls[i].name) + ": " +
+      if (network.calls[i].kernel(nullptr, arguments[i].data(), count, &result) != 0) {
+        throw std::runtime_error(std::string(network.calls[i].name) + ": " +
                                  runtime::last_error());
       }
       if (observer) {
@@ -138,17 +137,37 @@ struct Model::Engine {
     size_t offset;
   };
 
-  std::shared_ptr<runtime::Pool> pool;
-  Memory arena;
+  const network::Network& network;
   std::vector<DLTensor> views;
   std::vector<std::vector<Place>> inputs;  // for each input the views of its memory
   std::vector<std::vector<TVMFFIAny>> arguments;
+};
+
+}  // namespace
+
+struct Model::Engine {
+  explicit Engine(int threads)
+      : pool(runtime::make_pool(threads, network::affinity)),
+        arena(allocate(network::arena_bytes)) {
+    for (const network::Network& each : network::networks) prepared.emplace_back(each, arena.get());
+    last = &prepared[0];
+  }
+
+  void call() {
+    const runtime::Use use(*pool);
+    last->call(observer);
+  }
+
+  std::shared_ptr<runtime::Pool> pool;
+  Memory arena;
+  std::deque<Prepared> prepared;  // by the model's batches
+  Prepared* last;                 // what ran last
   std::function<void(float*, size_t)> observer;
 };
 
 Model::Model(const std::string& bundle, int threads_, bool verify)
-    : inputs(describe(network::inputs)),
-      outputs(describe(network::outputs)),
+    : inputs(describe(network::inputs, network::networks[0].inputs)),
+      outputs(describe(network::outputs, network::networks[0].outputs)),
       name(network::name),
       target(network::target),
       factor(network::factor),
@@ -160,24 +179,31 @@ Model::Model(const std::string& bundle, int threads_, bool verify)
   const std::string program = runtime::this_file();
   samples = find_samples(program);
   if (verify) check_hashes(program, samples);
+  for (const network::Network& each : network::networks) {
+    const std::vector<int64_t>& shape = each.tensors.at(each.inputs.at(0)).shape;
+    batches.push_back(shape.empty() ? 1 : shape[0]);
+  }
+  divisible = batches.size() > 1;
   engine_ = std::make_unique<Engine>(threads);
 }
 
 Model::~Model() = default;
 
-void Model::run(const void* const* in, void* const* out) {
-  const std::lock_guard<std::mutex> lock(mutex_);
+void Model::run_compiled(size_t which, const void* const* in, void* const* out) {
+  Prepared& one = engine_->prepared[which];
+  engine_->last = &one;
   for (size_t i = 0; i < inputs.size(); ++i) {
     char* data = static_cast<char*>(const_cast<void*>(in[i]));
     if (!is_aligned(data)) {
-      data = engine_->arena.get() + network::tensors[network::inputs[i].tensor].offset;
-      std::memcpy(data, in[i], inputs[i].bytes);
+      const int place = one.network.inputs[i];
+      data = engine_->arena.get() + one.network.tensors[place].offset;
+      std::memcpy(data, in[i], bytes_of(one.views[place]));
     }
-    for (const Engine::Place& place : engine_->inputs[i]) place.view->data = data + place.offset;
+    for (const Prepared::Place& place : one.inputs[i]) place.view->data = data + place.offset;
   }
   engine_->call();
   for (size_t i = 0; i < outputs.size(); ++i) {
-    const DLTensor& view = engine_->views[network::outputs[i].tensor];
+    const DLTensor& view = one.views[one.network.outputs[i]];
     std::memcpy(out[i], view.data, bytes_of(view));
   }
 }

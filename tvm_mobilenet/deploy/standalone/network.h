@@ -27,12 +27,16 @@ struct Call {  // of a kernel, on tensors by their place in `tensors`
 
 struct Named {
   const char* name;
-  int tensor;
   const char* values;  // of an output: "scores" or "probabilities"
 };
 
-extern const std::vector<Tensor> tensors;
-extern const std::vector<Call> calls;  // in order of execution
+struct Network {  // for one batch size
+  std::vector<Tensor> tensors;
+  std::vector<Call> calls;           // in order of execution
+  std::vector<int> inputs, outputs;  // by their place in `tensors`
+};
+
+extern const std::vector<Network> networks;  // the first describes inputs and outputs
 extern const std::vector<Named> inputs, outputs;
 extern const char *const name, *const target;
 extern const size_t arena_bytes;
