@@ -265,6 +265,11 @@ def test_the_report_in_a_browser(browser: Browser, tmp_path: Path, width: int) -
         for alpha, resolution in sizes
     )
     blocks = (Block("block 1", 900, 100, 45.0, 9.0), Block("block 2", 900, 100, 45.0, 6.0))
+    conv = Network(
+        *("mobilenet_v1_conv", 1.0, 224, int(4e9), 29_000_000, 40.0, 39.0, 41.0, 0.9, 100.0, None),
+        onnxruntime_ms=44.0,
+    )
+    networks = (dataclasses.replace(networks[0], onnxruntime_ms=11.0), *networks[1:], conv)
     path = tmp_path / "report.html"
     html.write_report(Report("A Processor", "native", 1, 50, networks, blocks, ("Hm",)), path)
     page = browser.new_page(viewport={"width": width, "height": 900}, offline=True)
@@ -275,14 +280,16 @@ def test_the_report_in_a_browser(browser: Browser, tmp_path: Path, width: int) -
     page.goto(path.as_uri())
     page.wait_for_selector("body[data-ready=true]")
 
-    assert page.locator("#latency .points path").count() == 3
-    assert page.locator("#accuracy .points path").count() == 1
+    assert page.locator("#latency .points path").count() == 4
+    assert page.locator("#accuracy .points path").count() == 2
+    assert "1.10 × as fast as ONNX Runtime’s" in page.inner_text("#fairness-text")
+    assert page.locator("#whole tbody tr").last.inner_text().split()[-1] == "–"
     assert page.locator("#blocks .bars path").count() == 4
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     first = page.locator("#networks td.network").first
     assert first.inner_text() == "mobilenet_v1 0.25/128"
     page.get_by_role("button", name="Mult-Adds").click()
-    assert first.inner_text() == "mobilenet_v1 1/224"
+    assert first.inner_text() == "mobilenet_v1_conv 1/224"
     assert wrong == []
     page.close()
 

@@ -18,6 +18,7 @@ from tvm_mobilenet.profiling import html, machine
 from tvm_mobilenet.profiling import report as report_module
 from tvm_mobilenet.profiling.bench import Cell, Measurement
 from tvm_mobilenet.profiling.compare import Timed
+from tvm_mobilenet.profiling.contest import LeftOut
 from tvm_mobilenet.profiling.machine import Disturbance
 from tvm_mobilenet.profiling.report import Network, Report, network_of, pareto_front, report, sizes
 from tvm_mobilenet.profiling.separable import Block, by_block, pair_blocks
@@ -76,6 +77,28 @@ def test_separable_convolutions_are_counted_whole(made_up: Report) -> None:
     )
 
 
+def test_the_two_networks_are_held_against_onnxruntime(
+    made_up: Report, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert made_up.whole_networks() is None, "there is no full-convolution network"
+    conv = dataclasses.replace(_network("mobilenet_v1_conv", 40.0), onnxruntime_ms=50.0)
+    v1, *others = made_up.networks
+    both = dataclasses.replace(made_up, networks=(v1, conv, *others))
+    without = both.whole_networks()
+    assert without is not None and without["less_time"] == 4.0
+    assert without["onnxruntime_less_time"] is None
+    v1 = dataclasses.replace(v1, onnxruntime_ms=12.5)
+    both = dataclasses.replace(both, networks=(v1, conv, *others))
+    found = both.whole_networks()
+    assert found is not None and found["onnxruntime_less_time"] == 4.0
+    assert (found["conv_times_onnxruntime"], found["separable_times_onnxruntime"]) == (1.25, 1.25)
+    monkeypatch.setattr(report_module, "report", lambda **options: both)
+    assert main(["report"]) == 0
+    assert (
+        "40.00 ms against 10.00 ms: 4.0 times less time; in ONNX Runtime 50.00 against 12.50 ms"
+    ) in capsys.readouterr().out
+
+
 def test_blocks_are_found_by_name_and_their_parts_joined() -> None:
     def side(*operators: tuple[str, int, float]) -> dict[str, tuple[int, float]]:
         described = [{"name": name, "mult_adds": work} for name, work, _ in operators]
@@ -98,9 +121,18 @@ def test_a_bench_cell_becomes_a_network(monkeypatch: pytest.MonkeyPatch) -> None
         *(None, 100.0, 0.8, 1e-6, 0.1, 65.0, 70.0, 30.0, 16.0, 0),
     )
     about = ("mobilenet_v1 1.0/224", 1.0, 224, 1, 1, (0,), 500_000_000, 120.0, None)
-    cell = Cell(*about, (ours,), (), (), Disturbance(0.0, None, None), ("busy",))
+    theirs = dataclasses.replace(ours, contestant="onnxruntime", ms=Spread(12.0, 11.0, 13.0))
+    cell = Cell(*about, (ours, theirs), (), (), Disturbance(0.0, None, None), ("busy",))
+    expected = dataclasses.replace(
+        _network("mobilenet_v1", 10.0), memory_mib=30.0, onnxruntime_ms=12.0
+    )
+    assert network_of("mobilenet_v1", cell) == expected
+    absent = (LeftOut("onnxruntime", "missing", "onnxruntime not installed"),)
+    cell = dataclasses.replace(cell, measurements=(ours,), left_out=absent)
     assert network_of("mobilenet_v1", cell) == dataclasses.replace(
-        _network("mobilenet_v1", 10.0), memory_mib=30.0
+        expected,
+        onnxruntime_ms=None,
+        notes=("busy", "onnxruntime was not timed: onnxruntime not installed"),
     )
 
 

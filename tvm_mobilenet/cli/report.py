@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,7 +23,8 @@ HELP = (
     "Build and time the networks of the MobileNet paper on this machine, some 20 s each: V1 at all "
     "16 sizes, its full-convolution and shallow baselines, V2 and V3. Mult-Adds against "
     "milliseconds, the Pareto front of accuracy and latency, and how much of the 8 to 9 times "
-    "fewer Mult-Adds of separable convolutions becomes time. Accuracy is the papers' own, not ours."
+    "fewer Mult-Adds of separable convolutions becomes time; where ONNX Runtime is installed, also "
+    "whether the full convolutions are a fair opponent. Accuracy is the papers' own, not ours."
 )
 
 
@@ -127,5 +129,24 @@ def _print(found: Report) -> None:
             f"(full convolutions run at {whole['conv_gflops']:.0f} GFLOP/s here, separable ones at "
             f"{whole['separable_gflops']:.0f})\n"
         )
+    if (networks := found.whole_networks()) is not None:
+        sys.stdout.write(_whole(networks))
     for note in found.notes:
         sys.stdout.write(f"note: {note}\n")
+
+
+def _whole(whole: Mapping[str, float | None]) -> str:
+    """The two networks as a whole, and whether the full convolutions are a fair opponent."""
+    line = (
+        f"as whole networks: {whole['fewer_mult_adds']:.1f} times fewer Mult-Adds, "
+        f"{whole['conv_ms']:.2f} ms against {whole['separable_ms']:.2f} ms: "
+        f"{whole['less_time']:.1f} times less time"
+    )
+    if whole["onnxruntime_less_time"] is None:
+        return f"{line}; ONNX Runtime was not timed beside them\n"
+    return (
+        f"{line}; in ONNX Runtime {whole['onnxruntime_conv_ms']:.2f} against "
+        f"{whole['onnxruntime_separable_ms']:.2f} ms, {whole['onnxruntime_less_time']:.1f} times: "
+        f"our full convolutions are {whole['conv_times_onnxruntime']:.2f} times as fast as its, "
+        f"our separable ones {whole['separable_times_onnxruntime']:.2f} times\n"
+    )

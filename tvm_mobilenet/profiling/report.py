@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -17,8 +15,9 @@ if TYPE_CHECKING:
     from tvm_mobilenet.profiling.bench import Cell
 
 SHALLOW = "mobilenet_v1_shallow"
-SCHEMA_VERSION = 1  # of a kept report
 DISTURBANCES = 3  # up to so many networks have a line of their own
+PEER = "onnxruntime"
+BESIDE_PEER = ((V1, 1.0, 224), (CONV, 1.0, 224))  # the two that are held against each other
 OTHERS = (CONV, SHALLOW, "mobilenet_v2", "mobilenet_v3_small", "mobilenet_v3_large")
 # ImageNet top-1 in percent by (model, alpha, resolution), of the papers alone: V1's tables 4 to 9
 # (arXiv 1704.04861), V2's table 4 (1801.04381), V3's table 3 (1905.02244).
@@ -61,6 +60,7 @@ class Network:
     library_mib: float
     memory_mib: float | None
     notes: tuple[str, ...] = ()  # what was not as it should be while it was timed
+    onnxruntime_ms: float | None = None  # median of ONNX Runtime, in turns with ours
 
     @property
     def label(self) -> str:
@@ -72,6 +72,11 @@ class Network:
         """ImageNet top-1 in percent from the network's paper, None where that does not give it."""
         return PAPER_ACCURACY.get((self.model, self.alpha, self.resolution))
 
+    @property
+    def times_onnxruntime(self) -> float | None:
+        """How many times as fast as ONNX Runtime it is; None where that was not timed."""
+        return None if self.onnxruntime_ms is None else self.onnxruntime_ms / self.ms
+
     def row(self, *, on_front: bool) -> dict[str, Any]:
         """Flat, with the derived figures: time per Mult-Add and throughput."""
         measured = {field.name: getattr(self, field.name) for field in fields(self)}
@@ -81,6 +86,7 @@ class Network:
             "notes": list(self.notes),
             "us_per_million_mult_adds": 1e3 * self.ms / (self.mult_adds / 1e6),
             "images_per_s": 1e3 / self.ms,
+            "times_onnxruntime": self.times_onnxruntime,
             "accuracy": self.accuracy,
             "on_front": on_front,
         }
@@ -132,6 +138,7 @@ class Report:
             "networks": self.rows(),
             "blocks": [block.row() for block in self.blocks],
             "separable": self.separable(),
+            "whole_networks": self.whole_networks(),
             "notes": list(self.notes),
         }
 
@@ -142,6 +149,31 @@ class Report:
         row = total(self.blocks).row()
         told = ("fewer_mult_adds", "less_time", "kept", "conv_gflops", "separable_gflops")
         return {key: row[key] for key in told}
+
+    def whole_networks(self) -> dict[str, float | None] | None:
+        """The full-convolution network over MobileNetV1, here and in ONNX Runtime; None: not both.
+
+        `conv_times_onnxruntime` says whether our full convolutions are a fair opponent: below 1
+        they are slower than ONNX Runtime's, and separable ones look better than they are.
+        """
+        named = {(n.model, n.alpha, n.resolution): n for n in self.networks}
+        separable, conv = (named.get(size) for size in BESIDE_PEER)
+        if separable is None or conv is None:
+            return None
+        theirs = conv.onnxruntime_ms, separable.onnxruntime_ms
+        return {
+            "fewer_mult_adds": conv.mult_adds / separable.mult_adds,
+            "conv_ms": conv.ms,
+            "separable_ms": separable.ms,
+            "less_time": conv.ms / separable.ms,
+            "onnxruntime_conv_ms": theirs[0],
+            "onnxruntime_separable_ms": theirs[1],
+            "onnxruntime_less_time": None
+            if theirs[0] is None or theirs[1] is None
+            else theirs[0] / theirs[1],
+            "conv_times_onnxruntime": conv.times_onnxruntime,
+            "separable_times_onnxruntime": separable.times_onnxruntime,
+        }
 
 
 def sizes(quick: bool = False) -> list[tuple[str, float, int]]:
@@ -171,12 +203,12 @@ def report(
     its error is raised: InputError, ParityError, NothingMeasuredError, MissingToolError. InputError
     also for a `keep` that is no report of the same processor, target, threads and runs.
     """
-    from tvm_mobilenet.profiling import machine
+    from tvm_mobilenet.profiling import kept_report, machine
 
     say = progress or (lambda message: None)
     done = Report(machine.cpu_name(), target, threads, runs, (), ())
     if keep is not None and keep.exists():
-        done = _read(keep, done)
+        done = kept_report.read(keep, done)
     wanted = sizes(quick)
     kept = {(n.model, n.alpha, n.resolution): n for n in done.networks}
     todo = [size for size in wanted if size not in kept]
@@ -196,7 +228,7 @@ def report(
         say(f"{place}: {network.ms:.3f} ms")
         done = replace(done, networks=(*done.networks, network))
         if keep is not None:
-            _write(done, keep)
+            kept_report.write(done, keep)
     if not done.blocks:
         try:
             blocks = measure_blocks(target=target, threads=threads, runs=runs, progress=say)
@@ -205,7 +237,7 @@ def report(
         else:
             done = replace(done, blocks=tuple(blocks))
             if keep is not None:
-                _write(done, keep)
+                kept_report.write(done, keep)
     # a file may have more than was asked for now
     return replace(
         done, networks=tuple(n for n in done.networks if (n.model, n.alpha, n.resolution) in wanted)
@@ -215,12 +247,15 @@ def report(
 def measure_network(
     model: str, alpha: float, resolution: int, *, threads: int, target: str, runs: int
 ) -> Network:
-    """Build and time one built-in network; raises as `bench` does."""
+    """Build and time one built-in network, those of `BESIDE_PEER` in turns with ONNX Runtime.
+
+    Raises as `bench` does.
+    """
     from tvm_mobilenet.profiling.bench import bench
 
     [cell] = bench(
         [model],
-        (),
+        (PEER,) if (model, alpha, resolution) in BESIDE_PEER else (),
         (threads,),
         alpha=alpha,
         resolution=resolution,
@@ -237,6 +272,8 @@ def network_of(model: str, cell: Cell) -> Network:
 
     ours = cell.of(OURS)
     assert ours is not None  # else bench had raised
+    peer = cell.of(PEER)
+    absent = (f"{left.contestant} was not timed: {left.reason}" for left in cell.left_out)
     return Network(
         model=model,
         alpha=cell.alpha,
@@ -249,7 +286,8 @@ def network_of(model: str, cell: Cell) -> Network:
         share_of_peak=ours.share_of_peak,
         library_mib=ours.model_mib,
         memory_mib=ours.session_memory_mib,
-        notes=cell.notes,
+        notes=(*cell.notes, *absent),
+        onnxruntime_ms=None if peer is None else peer.ms.median,
     )
 
 
@@ -275,54 +313,3 @@ def _time_left(start: float, done: int, todo: int) -> str:
         return ""
     seconds = (time.perf_counter() - start) / done * (todo - done)
     return f" (some {max(1, round(seconds / 60))} min to go)"
-
-
-def _write(report: Report, path: Path) -> None:
-    """As `--json` prints it; what was there stays until the new file is whole."""
-    from tvm_mobilenet.json_values import plain
-
-    document = {"schema_version": SCHEMA_VERSION, "kind": "report", **plain(report.document())}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(json.dumps(document, indent=2, allow_nan=False) + "\n", "utf-8")
-        temporary.replace(path)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror})") from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _read(path: Path, wanted: Report) -> Report:
-    """The report in a file, which must have been measured as `wanted` says."""
-    try:
-        document = json.loads(path.read_bytes())
-        if (document["schema_version"], document["kind"]) != (SCHEMA_VERSION, "report"):
-            raise ValueError("another kind of document")
-        networks = tuple(_from_row(Network, row) for row in document["networks"])
-        blocks = tuple(
-            _from_row(Block, {**row, "name": row["block"]}) for row in document["blocks"]
-        )
-        found = replace(
-            wanted,
-            **{key: document[key] for key in ("cpu", "target", "threads", "runs")},
-            networks=networks,
-            blocks=blocks,
-        )
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"{path}: is no report of this release ({error!r}); name another file"
-        ) from error
-    for key in ("cpu", "target", "threads", "runs"):
-        if getattr(found, key) != getattr(wanted, key):
-            raise InputError(
-                f"{path}: was measured with {key} {getattr(found, key)}, not "
-                f"{getattr(wanted, key)}; name another file"
-            )
-    return found
-
-
-def _from_row(kind: type[Any], row: Mapping[str, Any]) -> Any:
-    values = {field.name: row[field.name] for field in fields(kind)}
-    return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})

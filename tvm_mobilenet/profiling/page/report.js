@@ -68,6 +68,35 @@ function blocksChart() {
   }), CONFIG);
 }
 
+const times = (ratio) => ratio === null ? "–" : `${number(ratio, 2)} ×`;
+const WHOLE = [
+  ["MobileNetV1 1.0/224 with", "name", (row) => row.name, "text"],
+  ["Mult-Adds", "mult_adds", (row) => row.mult_adds],
+  ["Ours ms", "ours", (row) => row.ours],
+  ["ONNX Runtime ms", "theirs", (row) => row.theirs],
+  ["Ours as fast as it", "ratio", (row) => times(row.ratio)],
+];
+
+function fairness() {
+  const whole = data.whole_networks;
+  $("fairness").hidden = !whole;
+  if (!whole) return;
+  const work = (conv) => mega(networks.find((row) => row.model === (conv ? "mobilenet_v1_conv" : "mobilenet_v1") && row.alpha === 1 && row.resolution === 224).mult_adds);
+  const ours = `With full convolutions the whole network takes ${number(whole.less_time)} times as long, for ${number(whole.fewer_mult_adds)} times the Mult-Adds.`;
+  const conv = whole.conv_times_onnxruntime;
+  $("fairness-text").textContent = conv === null ? `${ours} ONNX Runtime was not timed beside it.`
+    : `${ours} In ONNX Runtime it is ${number(whole.onnxruntime_less_time)} times. ` + (conv >= 1
+      ? `Our full convolutions are ${times(conv)} as fast as ONNX Runtime’s, so that the gain is not owed to a slow opponent.`
+      : `Our full convolutions reach only ${times(conv)} of ONNX Runtime’s speed: part of the gain is owed to a slow opponent.`);
+  const rows = [
+    { name: "full convolutions", mult_adds: work(true), ours: number(whole.conv_ms, 2), theirs: number(whole.onnxruntime_conv_ms, 2), ratio: conv },
+    { name: "separable ones", mult_adds: work(false), ours: number(whole.separable_ms, 2), theirs: number(whole.onnxruntime_separable_ms, 2), ratio: whole.separable_times_onnxruntime },
+    { name: "quotient", mult_adds: times(whole.fewer_mult_adds), ours: times(whole.less_time), theirs: times(whole.onnxruntime_less_time), ratio: null },
+  ];
+  $("whole").tHead.append(element("tr", {}, ...WHOLE.map(([title, , , text]) => element("th", { scope: "col", className: text ?? "", textContent: title }))));
+  $("whole").tBodies[0].append(...rows.map((row) => element("tr", {}, ...WHOLE.map(([, , show, text]) => element("td", { className: text ?? "", textContent: show(row) })))));
+}
+
 const COLUMNS = [
   ["Network", "network", (row) => row.network, "text"],
   ["Mult-Adds", "mult_adds", (row) => mega(row.mult_adds)],
@@ -83,6 +112,7 @@ const COLUMNS = [
   ["Front", "on_front", (row) => row.on_front ? "yes" : "–", "text"],
 ];
 head();
+fairness();
 sortable("networks", COLUMNS, networks, { key: "mult_adds", down: false });
 $("notes").append(...data.notes.map((note) => element("li", { textContent: note })));
 draw(() => { latencyChart(); accuracyChart(); blocksChart(); });
