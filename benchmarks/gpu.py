@@ -75,7 +75,7 @@ def network(
     model: str, batch: int, precision: str, target: Any, *, cuda_graph: bool = True
 ) -> Iterator[tuple[Any, Any, Any]]:
     """A network compiled and loaded on the GPU: its model, what the compiler said, the module."""
-    from tvm_mobilenet import frontend
+    from tvm_mobilenet import frontend, targets
     from tvm_mobilenet.compiler_pass.pipeline import compile_model
     from tvm_mobilenet.deploy import cuda
     from tvm_mobilenet.deploy.library import export_library
@@ -85,13 +85,14 @@ def network(
 
     name, options = MODELS[model]
     architectures = cuda.check_options(target, None, precision)
+    target = targets.at_precision(target, precision)
     imported = frontend.load_model(name, batch=batch, **options)
     with cuda.source_only(target):
         records = applicable(target, target.cores)
         compiled = compile_model(imported, target, records=records, cuda_graph=cuda_graph)
     with tempfile.TemporaryDirectory() as folder:
         library = export_library(compiled, Path(folder) / manifest.LIBRARY)
-        code = cuda.assemble(compiled, architectures, precision=precision, progress=print_error)
+        code = cuda.assemble(compiled, architectures, progress=print_error)
         code.write(Path(folder) / DIRECTORY)
         digest = manifest.file_digest(library)
         module = CudaModule(library, digest, Path(folder) / DIRECTORY)
@@ -103,19 +104,21 @@ def prove(model: str, precision: str, target: Any) -> dict[str, Any]:
     import numpy as np
 
     from tvm_mobilenet.parity import judge, samples
+    from tvm_mobilenet.parity.precision import at_precision
     from tvm_mobilenet.parity.reference import evaluate
 
     outputs = []
     for cuda_graph in (True, False):
-        with network(model, 1, precision, target, cuda_graph=cuda_graph) as (imported, _, module):
-            references = evaluate(imported, samples(imported))
+        with network(model, 1, precision, target, cuda_graph=cuda_graph) as found:
+            imported, (compiled, _), module = found
+            references = at_precision(evaluate(imported, samples(imported)), imported, compiled)
             names = [output.name for output in imported.outputs]
             feeds = [[s.inputs[i.name] for i in imported.inputs] for s in references]
             outputs.append(
                 [dict(zip(names, module(*feed), strict=True)) for feed in [*feeds, *feeds]]
             )
     with_graph, without = outputs
-    report = judge(with_graph[: len(references)], references)
+    report = judge(with_graph[: len(references)], references, precision)
     if not report.passed:
         raise AssertionError(report.summary())
     same = all(

@@ -12,13 +12,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tvm_mobilenet.errors import InputError
+from tvm_mobilenet.errors import InputError, UsageError
+from tvm_mobilenet.schedules.spec import PRECISIONS, Precision
 from tvm_mobilenet.toml_file import TomlFile, read_toml
 
 if TYPE_CHECKING:
     import tvm
 
-__all__ = ["GpuSpec", "TargetSpec", "detect", "load", "names"]
+__all__ = ["GpuSpec", "TargetSpec", "at_precision", "detect", "load", "names"]
 
 _DIRECTORY = Path(__file__).parent
 NATIVE = "native"
@@ -66,7 +67,7 @@ class GpuSpec:
 
 @dataclasses.dataclass(frozen=True)
 class TargetSpec:
-    """One device. Every field but `source` is a key of its TOML file.
+    """One device. Every field but `source` and `precision` is a key of its TOML file.
 
     With `gpu` the networks run there and the other fields describe the host.
 
@@ -77,6 +78,8 @@ class TargetSpec:
 
     Keys with a default may be left out. `cores` counts only cores of this kind: where a chip has
     two kinds, `affinity` has the operating system's numbers of these (empty: no thread is bound).
+
+    `precision` is what networks are compiled for, see `at_precision`.
     """
 
     name: str
@@ -101,6 +104,7 @@ class TargetSpec:
     qemu_cpu: str = ""  # what QEMU's -cpu takes: no instruction beyond this core's; "": none
     mca_cpu: str = ""  # llvm-mca's nearest model of the core; "": its own, mcpu
     gpu: GpuSpec | None = None
+    precision: Precision = "float32"
 
     @property
     def lanes(self) -> int:
@@ -153,7 +157,11 @@ class TargetSpec:
 
 
 _GPU = "gpu"  # the only table of a device's file
-_KEYS = {f.name: f.type for f in dataclasses.fields(TargetSpec) if f.name not in ("source", _GPU)}
+_KEYS = {
+    f.name: f.type
+    for f in dataclasses.fields(TargetSpec)
+    if f.name not in ("source", "precision", _GPU)
+}
 _GPU_KEYS = {f.name: f.type for f in dataclasses.fields(GpuSpec)}
 _DEFAULTS = {
     f.name: f.default
@@ -188,6 +196,23 @@ def load(name_or_path: str) -> TargetSpec:
     near = difflib.get_close_matches(name_or_path.lower(), [NATIVE, *names()], cutoff=0.4)
     hint = f"did you mean {', '.join(near)}?" if near else "'targets' lists the names"
     raise InputError(f"unknown target '{name_or_path}'; {hint}")
+
+
+def at_precision(target: TargetSpec, precision: Precision) -> TargetSpec:
+    """The device, for networks in "float32", "tf32" or "float16".
+
+    tf32 rounds the factors of matrix products to 10 bits of mantissa; float16 keeps activations and
+    weights in it, with sums and activation functions in float32. Raises UsageError for an unknown
+    precision or a target that is no GPU, InputError for a GPU without tensor cores for it.
+    """
+    if precision not in PRECISIONS:
+        raise UsageError(f"precision must be one of {', '.join(PRECISIONS)}, not '{precision}'")
+    if precision != "float32":
+        if target.gpu is None:
+            raise UsageError(f"--precision goes with a GPU; {target.name} is none")
+        if not target.gpu.peak_gflops(precision):
+            raise InputError(f"{target.name} has no tensor cores for {precision}; use float32")
+    return dataclasses.replace(target, precision=precision)
 
 
 def detect() -> TargetSpec:

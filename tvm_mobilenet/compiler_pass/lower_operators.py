@@ -4,10 +4,16 @@ Convolution + bias + residual + activation become one call; activations between 
 the blocked layout (see `tvm_mobilenet.schedules.spec`), so layouts change only where an operator
 that is not ours stands between. The functions are the *plain* ones, with unpacked weights:
 scheduling comes later and changes no meaning. The module's interface stays NCHW.
+
+At float16 what is blocked is float16, weights too; what is NCHW stays float32, and with it the
+network's interface and every operator that is not ours. Relax's ToMixedPrecision is of no use here:
+it casts what an operator reads and writes, a kernel each, and knows operators of Relax only, while
+our functions read the network's float32 input and write its float32 result themselves.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,6 +23,7 @@ import numpy as np
 import tvm
 from tvm import relax
 
+from tvm_mobilenet.errors import InputError
 from tvm_mobilenet.schedules import plain
 from tvm_mobilenet.schedules.spec import (
     NONE,
@@ -26,8 +33,10 @@ from tvm_mobilenet.schedules.spec import (
     ElementwiseSpec,
     LayoutSpec,
     PoolSpec,
+    Precision,
     ScaleSpec,
     Spec,
+    storage,
     to_json,
 )
 
@@ -41,13 +50,15 @@ FEW_CHANNELS = 4
 CallSites = list[tuple[str, tuple[str, ...]]]
 
 
-def lower_operators(mod: tvm.IRModule, lanes: int) -> tuple[tvm.IRModule, CallSites]:
+def lower_operators(
+    mod: tvm.IRModule, lanes: int, precision: Precision = "float32"
+) -> tuple[tvm.IRModule, CallSites]:
     """Rewrite ``main``; ``lanes`` is the target's vector width in float32.
 
     Returns the module and, for each call of an own function in order, the function's name and the
-    names of the original bindings behind it.
+    names of the original bindings behind it. Raises InputError for a weight beyond float16.
     """
-    lowering = _Lowering(mod, lanes)
+    lowering = _Lowering(mod, lanes, precision)
     return lowering.run(), lowering.call_sites
 
 
@@ -64,7 +75,13 @@ class _Value:
 class _Lowering:
     mod: tvm.IRModule
     lanes: int
+    precision: Precision = "float32"
     call_sites: CallSites = field(default_factory=list)
+
+    @property
+    def storage(self) -> str:
+        """Type of what is blocked, and of weights."""
+        return storage(self.precision)
 
     def run(self) -> tvm.IRModule:
         self.graph = RelaxGraph(self.mod["main"])
@@ -326,12 +343,31 @@ class _Lowering:
         constants: Sequence[np.ndarray] = (),
         late: Sequence[Any] = (),
     ) -> None:
-        arguments = [*inputs, *(relax.const(c.astype("float32")) for c in constants), *late]
+        packed = [
+            self._constant(value, len(inputs) + i in spec.weight_arguments)
+            for i, value in enumerate(constants)
+        ]
+        if isinstance(spec, DenseSpec) and steps[-1].var in self.graph.returned:
+            spec = dataclasses.replace(spec, float32_output=self.storage != "float32")
+        arguments = [*inputs, *packed, *late]
         blocked = self._call(spec, arguments, tuple(step.var.name for step in steps))
         var = steps[-1].var
         self.values[var] = _Value(shape_of(var), blocked=blocked)
 
+    def _constant(self, value: np.ndarray, is_weight: bool) -> Any:
+        """A constant argument: weights as activations are stored, biases as sums are."""
+        dtype = self.storage if is_weight else "float32"
+        with np.errstate(over="ignore"):
+            stored = value.astype(dtype)
+        if (np.isinf(stored) & np.isfinite(value)).any():
+            raise InputError(
+                f"a weight of {abs(value).max():.3g} does not fit {dtype}, which ends at "
+                f"{np.finfo(dtype).max:g}; use --precision float32 or tf32"
+            )
+        return relax.const(stored)
+
     def _call(self, spec: Spec, arguments: Sequence[Any], bindings: tuple[str, ...]) -> Any:
+        spec = self._at_precision(spec)
         key = to_json(spec)
         if key not in self.functions:
             kind = spec.kind.replace("-", "_")
@@ -341,9 +377,16 @@ class _Lowering:
         function = self.functions[key]
         out = self.builder.get()[function].params[-1].ty
         shape = [int(extent) for extent in out.shape]
-        call = relax.call_tir(function, relax.Tuple(arguments), relax.TensorType(shape, "float32"))
+        call = relax.call_tir(function, relax.Tuple(arguments), relax.TensorType(shape, out.dtype))
         self.call_sites.append((function.name_hint, bindings))
         return self.builder.emit(call)
+
+    def _at_precision(self, spec: Spec) -> Spec:
+        """The specification at the network's precision; tf32 is one of matrix products only."""
+        product = isinstance(spec, ConvSpec | DenseSpec) and spec.kind != "depthwise"
+        if self.precision == "float32" or (self.precision == "tf32" and not product):
+            return spec
+        return dataclasses.replace(spec, precision=self.precision)
 
     def _keep(self, step: Step) -> None:
         """A step that is not ours: read NCHW, give NCHW."""
@@ -365,10 +408,10 @@ class _Lowering:
             if len(shape) == 4 and shape[2:] != (1, 1):
                 spec = LayoutSpec(*shape, direction="unpack", lanes=self.lanes)
                 value.nchw = self._call(spec, [value.blocked], (var.name,))
-            elif shape_of(value.blocked) == shape:
-                value.nchw = value.blocked
             else:
-                value.nchw = self.builder.emit(relax.op.reshape(value.blocked, shape))
+                flat = self._cast(value.blocked, "float32")
+                same = shape_of(flat) == shape
+                value.nchw = flat if same else self.builder.emit(relax.op.reshape(flat, shape))
         return value.nchw
 
     def _blocked(self, var: Any) -> Any:
@@ -382,15 +425,18 @@ class _Lowering:
                 name = getattr(var, "name", "constant")
                 value.blocked = self._call(spec, [value.nchw], (name,))
             else:
-                value.blocked = self._reshaped(value.nchw, shape)
-        return value.blocked
+                value.blocked = self._cast(self._reshaped(value.nchw, shape), self.storage)
+        return self._cast(value.blocked, self.storage)
 
     def _flat(self, var: Any) -> Any:
         """``var`` as (batch, rest), in whichever layout it is: for operators that do not mind."""
         value = self.values.get(var)
         if value is not None and value.blocked is not None:
-            return value.blocked
-        return self._reshaped(self._nchw(var), shape_of(var))
+            return self._cast(value.blocked, self.storage)
+        return self._cast(self._reshaped(self._nchw(var), shape_of(var)), self.storage)
+
+    def _cast(self, expr: Any, dtype: str) -> Any:
+        return expr if expr.ty.dtype == dtype else self.builder.emit(relax.op.astype(expr, dtype))
 
     def _reshaped(self, expr: Any, shape: tuple[int, ...]) -> Any:
         flat = (shape[0], int(np.prod(shape[1:])))

@@ -201,7 +201,7 @@ def _lower(
     say("lowering operators to blocked layout")
     # Phase 1. operator chains -> own functions on blocked activations
     if experiment.applies("operators"):
-        mod, call_sites = lower_operators(mod, activation_lanes(target))
+        mod, call_sites = lower_operators(mod, activation_lanes(target), target.precision)
         mod = after("operators", mod)
     if experiment.applies("joined"):
         mod, call_sites = fuse_separable(mod, call_sites, target)

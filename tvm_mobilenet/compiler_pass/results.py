@@ -33,6 +33,7 @@ class Result:
     computes); ``shape`` that value's, else the result's own. ``lanes``: the channels of a block of
     the blocked layout (see `schedules.spec`), 0 where elements lie in the value's own order.
     ``offset`` and ``elements``: its place in the trace (see `traced_entry`), in float32.
+    ``dtype``: what its elements are in memory.
     """
 
     tensor: str
@@ -40,6 +41,7 @@ class Result:
     lanes: int
     offset: int
     elements: int
+    dtype: str = "float32"
 
 
 def results(
@@ -64,7 +66,9 @@ def results(
         own = shape_of(call.args[-1])
         shape = shapes.get(tensor, own)
         lanes = _lanes(specs.get(function), shape) if tensor in shapes else 0
-        found.append(Result(tensor if tensor in shapes else "", shape, lanes, offset, elements))
+        dtype = str(call.args[-1].ty.dtype)
+        known = tensor if tensor in shapes else ""
+        found.append(Result(known, shape, lanes, offset, elements, dtype))
         offset += elements
     return found
 

@@ -110,6 +110,7 @@ def build(
         raise InputError(f"threads must be at least 1, not {threads}")
     compiler = find_compiler(spec, cc)  # before any long work
     architectures = cuda.check_options(spec, arch, precision)
+    spec = targets.at_precision(spec, precision)
     if threads is not None:
         spec = dataclasses.replace(spec, cores=threads)
     records = applicable(spec, spec.cores, logs)
@@ -140,7 +141,6 @@ def build(
             dump_ir=dump_ir,
             compiler=compiler,
             architectures=architectures,
-            precision=precision,
             progress=say,
         )
         if proven.parity.checked and not proven.parity.passed:
@@ -227,7 +227,6 @@ def compile_and_prove(
     dump_ir: Path | None = None,
     compiler: toolchain.Toolchain | None = None,
     architectures: Sequence[str] = (),
-    precision: str = "float32",
     progress: Progress,
 ) -> Proven:
     """Compile, link to the file `library`, load that very file and judge it.
@@ -235,7 +234,7 @@ def compile_and_prove(
     For another kind of machine the C++ runner is linked too, of the same object files, and judged
     under QEMU where that is installed.
 
-    architectures, precision: of a GPU, see `cuda.check_options`.
+    architectures: of a GPU, see `cuda.check_options`.
     records, traces: see `compile_model`; None takes the analytic choice, the fallback.
     others: the same model for other batch sizes, judged on samples of theirs; see `build`.
     inputs: what to judge on; None takes `parity.samples`. Code that this machine cannot run is not
@@ -243,6 +242,7 @@ def compile_and_prove(
     device.
     """
     from tvm_mobilenet.compiler_pass.pipeline import compile_model
+    from tvm_mobilenet.parity.precision import at_precision
     from tvm_mobilenet.parity.reference import evaluate
 
     # First of all: when the compiler starts TVM's threads, they must not be bound to cores.
@@ -263,8 +263,7 @@ def compile_and_prove(
     if target.gpu is not None:
         gpu = cuda.assemble(
             compiled,
-            architectures or cuda.check_options(target, None, precision),
-            precision=precision,
+            architectures or cuda.check_options(target, None, target.precision),
             progress=progress,
         )
     progress("linking")
@@ -283,10 +282,12 @@ def compile_and_prove(
                 progress(f"no runner: {error}")
     progress("comparing with PyTorch")
     own = evaluate(imported, samples(imported) if inputs is None else inputs)
+    own = at_precision(own, imported, compiled)
     references = list(own)
     for other in others:
         batch = other.inputs[0].shape[0]
-        (sample,) = evaluate(other, samples(other, count=1), kinds=[f"batch {batch}"])
+        made = evaluate(other, samples(other, count=1), kinds=[f"batch {batch}"])
+        (sample,) = at_precision(made, other, compiled)
         parts = _in_parts(sample, imported.inputs[0].shape[0])
         check_rows_are_independent(imported, other, parts)
         references += parts if target.gpu is not None else [sample]
@@ -315,7 +316,8 @@ def compile_and_prove(
             entries={entry.batch: entry.name for entry in compiled.entries},
             gpu=images,
         )
-        report = judge([program.run(sample.inputs) for sample in references], references)
+        outputs = [program.run(sample.inputs) for sample in references]
+        report = judge(outputs, references, target.precision)
     progress(report.summary())
     return Proven(compiled, library, own, report, gpu=gpu)
 

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tvm_mobilenet import targets
 from tvm_mobilenet.errors import InputError, UsageError
 from tvm_mobilenet.runtime import cuda, nvrtc
 
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 1
 EMULATION_LIMIT = 1_000_000_000  # mult-adds of one inference; some 100 s
-PRECISIONS = ("float32", "tf32", "float16")
 
 _COMPILING = re.compile(r"Compiling entry function '(\w+)'")
 _STACK = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
@@ -96,17 +96,11 @@ def check_options(
     Raises UsageError for options that do not go with the target, InputError for an architecture
     that NVRTC does not know or a precision that the GPU lacks, MissingToolError without NVRTC.
     """
-    if precision not in PRECISIONS:
-        raise UsageError(f"precision must be one of {', '.join(PRECISIONS)}, not '{precision}'")
+    targets.at_precision(target, precision)
     if target.gpu is None:
-        if architectures or precision != "float32":
-            option = "--arch" if architectures else "--precision"
-            raise UsageError(f"{option} goes with a GPU; {target.name} is none")
+        if architectures:
+            raise UsageError(f"--arch goes with a GPU; {target.name} is none")
         return ()
-    if precision != "float32":
-        lacking = "" if target.gpu.peak_gflops(precision) else f"{target.name} has no tensor cores"
-        reason = lacking or "this release has no kernels"
-        raise InputError(f"{reason} for {precision}; use float32")
     known = nvrtc.architectures()
     wanted = tuple(dict.fromkeys(architectures or (target.gpu.arch,)))
     for arch in wanted:
@@ -139,7 +133,6 @@ def assemble(
     compiled: Compiled,
     architectures: Sequence[str],
     *,
-    precision: str = "float32",
     progress: Callable[[str], None],
 ) -> GpuCode:
     """Machine code for each architecture, and PTX for the oldest of them and all that are newer.
@@ -163,6 +156,7 @@ def assemble(
         for number, operator in enumerate(compiled.operators)
         for launch in lowered.functions[operator.symbol].launches
     ]
+    precision = compiled.target.precision
     return GpuCode(source, tuple(images), tuple(launches), precision, cuda_graph=True)
 
 

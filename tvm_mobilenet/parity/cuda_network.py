@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -132,9 +133,10 @@ def prove(
     breaks a rule of CUDA, whatever its numbers.
     """
     with NetworkEmulator(compiled) as network:
-        report = judge([network.run(sample.inputs) for sample in references], references)
+        outputs = [network.run(sample.inputs) for sample in references]
+        report = judge(outputs, references, compiled.target.precision)
         operators = None if layers is None else layers(network.trace)
-    return ParityReport(report.outputs, report.samples, machine=MACHINE, layers=operators)
+    return dataclasses.replace(report, machine=MACHINE, layers=operators)
 
 
 def _weights(network: Network) -> dict[str, np.ndarray]:

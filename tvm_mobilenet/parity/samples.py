@@ -23,6 +23,7 @@ _COARSE = 8  # pixels: the size of the patches that make an input picture-like
 class Sample:
     """Inputs by name, and PyTorch's outputs for them by name in both precisions.
 
+    float32: of a network at tf32 or float16, PyTorch's at that (see `parity.precision`).
     kind: of the inputs; each is judged by itself. onnxruntime: its outputs, where it was asked.
     """
 
