@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..spec import ConvSpec, DenseSpec, SeparableSpec, Spec
 from . import gemm as template
@@ -98,8 +98,8 @@ class _Product:
     kind: str
     knobs_class: type = GemmKnobs
 
-    build = staticmethod(template.build)
-    pack_weight = staticmethod(template.pack_weight)
+    build: ClassVar[Any] = staticmethod(template.build)
+    pack_weight: ClassVar[Any] = staticmethod(template.pack_weight)
 
     def takes(self, spec: Spec, target: TargetSpec) -> bool:
         return isinstance(spec, ConvSpec | DenseSpec | SeparableSpec) and spec.kind == self.kind
@@ -138,8 +138,8 @@ class _TensorProduct(_Product):
 
     knobs_class: type = TensorKnobs
 
-    build = staticmethod(tensor_core.build)
-    pack_weight = staticmethod(tensor_core.pack_weight)
+    build: ClassVar[Any] = staticmethod(tensor_core.build)
+    pack_weight: ClassVar[Any] = staticmethod(tensor_core.pack_weight)
 
     def takes(self, spec: Spec, target: TargetSpec) -> bool:
         return super().takes(spec, target) and on_tensor_cores(spec, target)

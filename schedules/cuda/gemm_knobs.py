@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 from .ir import LANES, ceil_div
 
@@ -67,6 +68,16 @@ class GemmKnobs:
         return sums + LANES * sum(self.staged) + 30
 
 
+class Tile(Protocol):
+    """What all knobs of products tell: the outputs of a block."""
+
+    @property
+    def tile_pixels(self) -> int: ...
+
+    @property
+    def tile_channels(self) -> int: ...
+
+
 @dataclass(frozen=True)
 class Problem:
     """The product's sizes: outputs of ``images`` x ``pixels`` x ``channels``."""
@@ -81,7 +92,7 @@ class Problem:
     def all_pixels(self) -> int:
         return self.images * self.pixels
 
-    def tiles(self, knobs: GemmKnobs) -> tuple[int, int]:
+    def tiles(self, knobs: Tile) -> tuple[int, int]:
         return (
             ceil_div(self.all_pixels, knobs.tile_pixels),
             ceil_div(self.channels, knobs.tile_channels),

@@ -25,8 +25,9 @@ L1_BYTES_PER_CLOCK, L2_BYTES_PER_CLOCK = 128, 32  # of a multiprocessor
 SCHEDULERS = 4
 # Clocks for the first loads and the epilogue; from a load to its value in L2.
 START, LATENCY = 1200, 300
-# Instructions of a load with its address and bounds; a tap and four channels of a depthwise one.
-LOAD_INSTRUCTIONS, DEPTHWISE_INSTRUCTIONS = 4, 12
+# Instructions of a load with its address and bounds; of a tap and four channels of a depthwise
+# convolution, where float16 is converted first.
+LOAD_INSTRUCTIONS, TAP_INSTRUCTIONS = 4, {"tf32": 12, "float16": 20}
 MOST_REGISTERS = 168  # of a thread, by estimate: no spills
 SHARED_BYTES = 48 * 1024  # static shared memory of a block
 
@@ -137,7 +138,7 @@ def predicted_clocks(
         l1 += 2 * work * 4 * knobs.shared_floats / L1_BYTES_PER_CLOCK
     if taps:
         vectors = warp_steps * knobs.pixels * TILE * FOURS
-        issue += vectors * taps * DEPTHWISE_INSTRUCTIONS / (SCHEDULERS * WARP)
+        issue += vectors * taps * TAP_INSTRUCTIONS[precision] / (SCHEDULERS * WARP)
         l1 += vectors / WARP * taps * (LANES + 1)  # the map's four channels, the warp's weights
         # rows above and below come from L2 as well
         l2 += 2 * map_tiles * bytes_of_tile / L2_BYTES_PER_CLOCK
