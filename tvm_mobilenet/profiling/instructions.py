@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tvm_mobilenet.profiling.layers import layer_kinds, layer_name
-from tvm_mobilenet.profiling.rows import By, grouped, same
+from tvm_mobilenet.profiling.layers import layer_kinds
+from tvm_mobilenet.profiling.rows import By, OperatorCall, described, grouped, row_of
 from tvm_mobilenet.runtime import host, manifest
 
 NOTE = (
@@ -25,20 +25,12 @@ OWN_NOTE = (
 
 
 @dataclass(frozen=True)
-class OperatorInstructions:
+class OperatorInstructions(OperatorCall):
     """One operator call: executed instructions on one thread.
 
     `floor`: its mult-adds as vector instructions of the target, the least that could compute it.
     """
 
-    index: int
-    symbol: str
-    kind: str  # of layers.KINDS
-    onnx_nodes: tuple[str, ...]
-    shape: str
-    schedule: str
-    source: str
-    knobs: Mapping[str, Any]
     mult_adds: int
     instructions: int
     floor: float
@@ -76,7 +68,7 @@ class InstructionProfile:
         rows, cumulative = [], 0.0
         for group in ranked:
             cumulative += sum(operator.share for operator in group)
-            rows.append(_row(group, by, cumulative))
+            rows.append(row_of(group, by, _figures(group, cumulative)))
         return rows
 
     def document(self) -> dict[str, Any]:
@@ -120,7 +112,7 @@ def profile_instructions(
     document = contents.document
     target = document["target"]
     lanes = int(target["vector_bits"]) // 32
-    described = document["operators"]
+    listed = document["operators"]
     own = contents.architecture == host.architecture()
     machine = singlestep.MACHINE
     if not own:
@@ -128,7 +120,7 @@ def profile_instructions(
     tell = progress or (lambda text: None)
     tell(f"counting the instructions of {bundle} under {machine}")
     if own:
-        least = sum(int(operator["mult_adds"]) for operator in described) / lanes
+        least = sum(int(operator["mult_adds"]) for operator in listed) / lanes
         counted = singlestep.count_instructions(
             directory,
             on_operator,
@@ -139,24 +131,17 @@ def profile_instructions(
         )
     else:
         counted = emulate.count_instructions(directory)
-    kinds = layer_kinds([str(operator["kind"]) for operator in described])
+    kinds = layer_kinds([str(operator["kind"]) for operator in listed])
     operators = tuple(
         OperatorInstructions(
-            index=i,
-            symbol=str(operator["symbol"]),
-            kind=kind,
-            onnx_nodes=tuple(operator["onnx_nodes"]),
-            shape=str(operator["shape"]),
-            schedule=str(operator["schedule"]),
-            source=str(operator["source"]),
-            knobs=operator["knobs"],
+            **described(i, kind, operator),
             mult_adds=int(operator["mult_adds"]),
             instructions=executed,
             floor=int(operator["mult_adds"]) / lanes,
             share=executed / counted.total,
         )
         for i, (operator, kind, executed) in enumerate(
-            zip(described, kinds, counted.operators, strict=True)
+            zip(listed, kinds, counted.operators, strict=True)
         )
     )
     return InstructionProfile(
@@ -171,28 +156,16 @@ def profile_instructions(
     )
 
 
-def _row(group: Sequence[OperatorInstructions], by: By, cumulative: float) -> dict[str, Any]:
-    head = group[0]
+def _figures(group: Sequence[OperatorInstructions], cumulative: float) -> dict[str, Any]:
     executed, mult_adds = (
         sum(getattr(operator, name) for operator in group) for name in ("instructions", "mult_adds")
     )
     floor = sum(operator.floor for operator in group)
-    name = {"layer": layer_name(head.onnx_nodes, head.symbol), "op": head.symbol, "kind": head.kind}
     return {
-        "name": name[by],
-        "index": head.index if by == "layer" else None,
-        "kind": head.kind,
-        "symbol": None if by == "kind" else head.symbol,
-        "shape": None if by == "kind" else head.shape,
-        "onnx_nodes": [node for operator in group for node in operator.onnx_nodes],
-        "calls": len(group),
         "instructions": executed,
         "share": sum(operator.share for operator in group),
         "cumulative_share": cumulative,
         "mult_adds": mult_adds,
         "floor": floor,
         "over_floor": executed / floor if floor else None,
-        "schedule": same([operator.schedule for operator in group]),
-        "source": same([operator.source for operator in group]),
-        "knobs": dict(head.knobs) if by != "kind" else None,
     }

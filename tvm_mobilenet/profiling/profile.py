@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tvm_mobilenet.errors import MissingToolError
+from tvm_mobilenet.profiling import counters
 from tvm_mobilenet.profiling import limits as limits_module
-from tvm_mobilenet.profiling.layers import layer_kinds, layer_name
+from tvm_mobilenet.profiling.layers import layer_kinds
 from tvm_mobilenet.profiling.operators import RUNS, OperatorSamples, Samples, sample_operators
 from tvm_mobilenet.profiling.roofline import Roof, roof
-from tvm_mobilenet.profiling.rows import By, grouped, row_of
+from tvm_mobilenet.profiling.rows import By, OperatorCall, described, grouped, row_of, same
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class OperatorProfile:
+class OperatorProfile(OperatorCall):
     """One operator call of the network. Times are in microseconds.
 
     `time` is the mean over the quieter half of the runs, in which times add up; the others are
@@ -35,14 +36,6 @@ class OperatorProfile:
     papers do; `bytes` is every tensor read or written once.
     """
 
-    index: int
-    symbol: str
-    kind: str  # of layers.KINDS
-    onnx_nodes: tuple[str, ...]
-    shape: str
-    schedule: str
-    source: str
-    knobs: Mapping[str, Any]
     threads: int
     first: float | None
     time: float
@@ -55,11 +48,6 @@ class OperatorProfile:
     weight_bytes: int
     roof: Roof | None  # None: this machine's limits are not known
     counts: Mapping[str, float] = dataclasses.field(default_factory=dict)  # see `counters.events`
-
-    @property
-    def name(self) -> str:
-        """See `layer_name`."""
-        return layer_name(self.onnx_nodes, self.symbol)
 
 
 @dataclass(frozen=True)
@@ -162,7 +150,8 @@ class Profile:
         rows, cumulative = [], 0.0
         for group in ranked:
             cumulative += sum(operator.share for operator in group)
-            rows.append(row_of(group, by, cumulative, self._percentiles(group)))
+            figures = _figures(group, cumulative, self._percentiles(group))
+            rows.append(row_of(group, by, figures))
         return rows
 
     def _percentiles(self, group: Sequence[OperatorProfile]) -> tuple[float, float]:
@@ -308,22 +297,15 @@ def _operator(
 ) -> OperatorProfile:
     import numpy as np
 
-    described = samples.description
+    description = samples.description
     microseconds = samples.nanoseconds / 1e3
     p50, p90 = np.percentile(microseconds, [50, 90])
     time = float(microseconds[quiet].mean())
-    flops, moved = 2 * int(described["mult_adds"]), _bytes(samples, "bytes")
+    flops, moved = 2 * int(description["mult_adds"]), _bytes(samples, "bytes")
     weights = min(_bytes(samples, "weight_bytes"), moved)
-    used = threads if described["parallel"] else 1
+    used = threads if description["parallel"] else 1
     return OperatorProfile(
-        index=samples.index,
-        symbol=samples.symbol,
-        kind=kind,
-        onnx_nodes=tuple(described["onnx_nodes"]),
-        shape=str(described["shape"]),
-        schedule=str(described["schedule"]),
-        source=str(described["source"]),
-        knobs=described["knobs"],
+        **described(samples.index, kind, description),
         threads=used,
         first=None if samples.first is None else samples.first / 1e3,
         time=time,
@@ -337,6 +319,37 @@ def _operator(
         roof=None if limits is None else roof(flops, weights, moved - weights, all_weights, limits),
         counts=counts,
     )
+
+
+def _figures(
+    group: Sequence[OperatorProfile], cumulative: float, percentiles: tuple[float, float]
+) -> dict[str, Any]:
+    """Of a row; `percentiles`: median and 90th of the calls' sum."""
+    time, flops, moved = (
+        sum(getattr(operator, name) for operator in group) for name in ("time", "flops", "bytes")
+    )
+    firsts = [operator.first for operator in group]
+    roofs = [operator.roof for operator in group if operator.roof is not None]
+    least = sum(r.microseconds for r in roofs) if len(roofs) == len(group) else None
+    return {
+        "first_us": None if None in firsts else sum(filter(None, firsts)),
+        "time_us": time,
+        "mean_us": sum(operator.mean for operator in group),
+        "p50_us": percentiles[0],
+        "p90_us": percentiles[1],
+        "share": sum(operator.share for operator in group),
+        "cumulative_share": cumulative,
+        "flops": flops,
+        "bytes": moved,
+        "gflops": flops / time / 1e3,
+        "gb_per_s": moved / time / 1e3,
+        "intensity": flops / moved if moved else None,
+        "roof_us": least,
+        "roof_share": None if least is None else least / time,
+        "bound": same([o.roof.bound for o in group if o.roof]),
+        "threads": max(operator.threads for operator in group),
+        **counters.row([operator.counts for operator in group]),
+    }
 
 
 def _bytes(samples: OperatorSamples, key: str) -> int:
