@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx.compose
+import onnx.parser
 import pytest
 import tvm
 from onnx import ModelProto, TensorProto, numpy_helper
@@ -260,3 +261,15 @@ def test_what_is_known_to_differ_still_does() -> None:
     assert len(cases) == len(KNOWN)
     _, bad = tried(cases)
     assert {line.split(" ")[0] for line in bad} == set(KNOWN)
+
+
+def test_a_cast_to_few_bits_is_refused() -> None:
+    """What the whole run found: TVM casts to 8 bit floats and smaller types wrongly."""
+    model = onnx.parser.parse_model(
+        """<ir_version: 10, opset_import: ["" : 21]>
+        g (float[2,3] x) => (float8e4m3fn[2,3] y) { y = CastLike(x, like) }"""
+    )
+    tensor = onnx.helper.make_tensor("like", TensorProto.FLOAT8E4M3FN, [1], [1.0])
+    model.graph.initializer.append(tensor)
+    with pytest.raises(InputError, match=r"CastLike.*FLOAT8E4M3FN wrongly or not at all"):
+        frontend.import_onnx(model)

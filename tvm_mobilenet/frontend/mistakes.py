@@ -52,6 +52,7 @@ def _always(reason: str) -> Fault:
 
 _FAULTS: dict[str, Fault] = {
     "Cast": _cast,
+    "CastLike": _cast,
     "ConvTranspose": _given("output_shape"),
     "IsInf": lambda node, attributes: (
         ""
@@ -75,13 +76,18 @@ _FAULTS: dict[str, Fault] = {
 )
 
 
-def check_faults(nodes: Iterable[onnx.NodeProto], where: str) -> None:
-    """InputError for a node that TVM would compute wrongly or fail to compile."""
+def check_faults(nodes: Iterable[onnx.NodeProto], where: str, types: Mapping[str, int]) -> None:
+    """InputError for a node that TVM would compute wrongly or fail to compile.
+
+    types: of the model's constants, by name, as in `TensorProto.DataType`.
+    """
     for node in nodes:
         fault = _FAULTS.get(node.op_type)
         if fault is None:
             continue
         attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+        if node.op_type == "CastLike":
+            attributes["to"] = types.get(node.input[1], TensorProto.FLOAT)
         if reason := fault(node, attributes):
             raise InputError(
                 f"{where}: node '{node.name}' ({node.op_type}): TVM computes {reason} wrongly or "

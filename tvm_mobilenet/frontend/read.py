@@ -91,7 +91,8 @@ def checked(model: ModelProto, where: str, batch: int | None = None) -> ModelPro
     _check_operators(model, where)
     _check_training(model, where)
     limits.check_windows(_nodes(model), where)
-    mistakes.check_faults(_nodes(model), where)
+    types = {tensor.name: tensor.data_type for tensor in _tensors(model.graph)}
+    mistakes.check_faults(_nodes(model), where, types)
     _fix_shapes(model, where, batch)
     _check_validity(model, where)
     return _raised_opset(model, where)
