@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from tvm_mobilenet.deploy import emulate
 from tvm_mobilenet.errors import InputError
@@ -15,6 +15,7 @@ from tvm_mobilenet.imaging import Preprocessing
 from tvm_mobilenet.parity import ParityReport, judge, samples
 from tvm_mobilenet.parity.judge import SAMPLES
 from tvm_mobilenet.parity.per_layer import PerLayerReport, Trace, per_layer
+from tvm_mobilenet.parity.precision import at_precision, simulated
 from tvm_mobilenet.parity.samples import Sample, load_samples
 from tvm_mobilenet.runtime import Bundle, Tensor, cuda, host, manifest
 from tvm_mobilenet.runtime.bundle import Program
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from tvm_mobilenet.frontend import ImportedModel
     from tvm_mobilenet.profiling.remote import Device
     from tvm_mobilenet.schedules.base import Records
+    from tvm_mobilenet.schedules.spec import Precision
     from tvm_mobilenet.targets import TargetSpec
 
 FRESH_SEED = 1  # the samples stored in a bundle have seed 0
@@ -88,6 +90,8 @@ def validate_bundle(
     directory = Path(path)
     if against is None:
         _needs_model(inputs, layers)
+    elif layers:
+        _refuse_layers(layers, _precision(directory))
     if device is not None:
         contents = manifest.read(directory)
         manifest.check_files(directory, contents)
@@ -120,7 +124,8 @@ def validate_bundle(
         return emulated
     with Bundle.load(directory, threads=threads) as bundle:
         references = _references(bundle.path, manifest.read(bundle.path), against, inputs)
-        report = judge([bundle.program.run(sample.inputs) for sample in references], references)
+        outputs = [bundle.program.run(sample.inputs) for sample in references]
+        report = judge(outputs, references, _precision(bundle.path))
         if layers:
             assert against is not None
             operators = bundle.manifest["operators"]
@@ -152,7 +157,8 @@ def _references(
     fresh = inputs.references(
         against, None if pictures is None else Preprocessing.from_json(pictures)
     )
-    return [*stored, *fresh]
+    operators = contents.document["operators"]
+    return [*stored, *simulated(fresh, against, _precision(directory), operators)]
 
 
 def _why_emulated(directory: Path) -> str | None:
@@ -161,6 +167,14 @@ def _why_emulated(directory: Path) -> str | None:
     if contents.kind != "cuda" or host.why_not_here(contents.architecture, contents.cpu_features):
         return None
     return cuda.why_not_here()
+
+
+def _precision(directory: Path) -> str:
+    """What a bundle computes in; only a GPU's can be less than float32."""
+    from tvm_mobilenet.deploy.cuda import read_kernels
+
+    gpu = manifest.read(directory).kind == "cuda"
+    return str(read_kernels(directory)["precision"]) if gpu else "float32"
 
 
 def _judge_emulated_bundle(
@@ -172,7 +186,8 @@ def _judge_emulated_bundle(
     seconds = cuda_bundle.seconds(directory, len(references))
     progress(f"{len(references)} inputs; about {max(seconds, 10):.0f} s")
     outputs = cuda_bundle.run_bundle(directory, [r.inputs for r in references], progress)
-    return dataclasses.replace(judge(outputs, references), machine=MACHINE)
+    report = judge(outputs, references, _precision(directory))
+    return dataclasses.replace(report, machine=MACHINE)
 
 
 def _layers_of_gpu_bundle(
@@ -185,13 +200,14 @@ def _layers_of_gpu_bundle(
     """Its operators, from the model compiled again: InputError if that gives other kernels."""
     from tvm_mobilenet import targets
     from tvm_mobilenet.compiler_pass.pipeline import compile_model
-    from tvm_mobilenet.deploy.cuda import read_kernels, source_only
+    from tvm_mobilenet.deploy.cuda import source_only
     from tvm_mobilenet.parity.cuda_launches import cuda_source
     from tvm_mobilenet.parity.cuda_network import NetworkEmulator
     from tvm_mobilenet.tuning.records import applicable
 
     name = str(contents.document["target"]["name"])
-    target = targets.at_precision(targets.load(name), read_kernels(directory)["precision"])
+    precision = cast("Precision", _precision(directory))
+    target = targets.at_precision(targets.load(name), precision)
     with source_only(target):
         records = applicable(target, target.cores)
         compiled = compile_model(imported, target, records=records, progress=progress)
@@ -273,6 +289,7 @@ def validate_model(
     from tvm_mobilenet.deploy.builder import compile_and_prove, preprocessing_of
     from tvm_mobilenet.tuning.records import applicable
 
+    _refuse_layers(layers, target.precision)
     references = (inputs or Inputs()).references(imported, preprocessing_of(imported))
     records = applicable(target, threads or target.cores)
     if target.gpu is not None and (layers or cuda.why_not_here()):
@@ -298,7 +315,9 @@ def validate_model(
             )
         images = Path(folder) / cuda.DIRECTORY if target.gpu is not None else None
         program = program_of(proven.compiled, library, threads, images)
-        report = judge([program.run(sample.inputs) for sample in references], references)
+        references = at_precision(references, imported, proven.compiled)
+        outputs = [program.run(sample.inputs) for sample in references]
+        report = judge(outputs, references, target.precision)
         if layers:
             progress("comparing every operator")
             operators = operators_of(proven.compiled)
@@ -321,6 +340,7 @@ def _judge_emulated(
 
     with cuda.source_only(target):
         compiled = compile_model(imported, target, records=records, progress=progress)
+    references = at_precision(references, imported, compiled)
 
     def operators(trace: Trace) -> PerLayerReport:
         progress("comparing every operator")
@@ -377,6 +397,12 @@ def _check_same_interface(
                 f"{directory} was not built from {imported.source}: its {kind}s are {have}, the "
                 f"model's {wanted}"
             )
+
+
+def _refuse_layers(layers: bool, precision: str) -> None:
+    """InputError where operators' results are no float32 tensors, which is what is compared."""
+    if layers and precision != "float32":
+        raise InputError(f"operators are compared in float32 only, not in {precision}")
 
 
 def _needs_model(inputs: Inputs, layers: bool) -> None:
