@@ -22,7 +22,8 @@ from tvm_mobilenet.errors import UsageError
 
 if TYPE_CHECKING:
     from tvm_mobilenet.profiling.layer_parity import LayerParity
-    from tvm_mobilenet.profiling.profile import Phases, Profile, Reconciliation
+    from tvm_mobilenet.profiling.profile import Phases, Profile
+    from tvm_mobilenet.profiling.reconciliation import Reconciliation
 
 HELP = (
     "Time every operator of a bundle inside the running network, and compare it with what this "

@@ -71,3 +71,36 @@ async function draw(charts) {
   matchMedia("(max-width: 639px)").addEventListener("change", charts);
   document.body.dataset.ready = "true";
 }
+
+/** The summary's cards: [value, label] each. */
+function cards(entries) {
+  $("cards").append(...entries.map(([value, label]) =>
+    element("div", { className: "card" }, element("b", { textContent: value }), element("span", { textContent: label }))));
+}
+
+/**
+ * A bar for each operator in order of execution: the solid part is the least possible, the pale one what comes on top.
+ * `solid` and `all` give a row's lengths, `label` what stands behind its bar, `about` what the pointer shows.
+ */
+function operatorBars(rows, { title, solid, all, label, about, onclick }) {
+  const ordered = [...rows].sort((a, b) => a.index - b.index);
+  const short = (row) => `${row.index} ${narrow() ? row.kind : safe(row.name)}`;
+  const traces = [];
+  for (const kind of KINDS) {
+    const some = ordered.filter((row) => row.kind === kind);
+    if (!some.length) continue;
+    const common = { type: "bar", orientation: "h", y: some.map(short), legendgroup: kind, name: kind, customdata: some,
+      hovertemplate: some.map((row) => `<b>${safe(row.name)}</b><br>${safe(row.shape)}<br>${about(row)}<extra></extra>`) };
+    traces.push({ ...common, x: some.map(solid), marker: { color: colourOf(kind) } });
+    traces.push({ ...common, x: some.map((row) => Math.max(0, all(row) - solid(row))), showlegend: false, marker: { color: colourOf(kind), opacity: 0.35 },
+      text: some.map(label), textposition: "outside", cliponaxis: false });
+  }
+  Plotly.react("bars", traces, layout({
+    barmode: "stack", bargap: 0.25, height: 90 + 19 * ordered.length,
+    xaxis: { title: { text: title }, range: [0, 1.14 * Math.max(...ordered.map(all))] },
+    yaxis: { autorange: "reversed", categoryorder: "array", categoryarray: ordered.map(short), tickfont: { size: 11 }, dtick: 1 },
+  }), CONFIG);
+  if (!onclick) return;
+  $("bars").removeAllListeners?.("plotly_click");
+  $("bars").on("plotly_click", (event) => onclick(event.points[0].customdata));
+}

@@ -6,14 +6,14 @@ function head() {
   $("title").textContent = `What ${data.model} executes`;
   $("subtitle").textContent = `${data.bundle} · target ${data.target} · ${data.machine} · 1 thread`;
   const floor = layers.reduce((sum, row) => sum + row.floor, 0);
-  for (const [value, label] of [
+  cards([
     [mega(data.instructions, 2), "instructions an inference"],
     [mega(floor, 2), "the floor: its Mult-Adds as vector instructions"],
     [times(data.instructions / floor), "times the floor"],
     [mega(data.mult_adds, 1), "Mult-Adds"],
     [percent(data.outside_operators / data.instructions, 2), "outside of operators"],
     [data.parity.state ?? "unknown", "parity with PyTorch"],
-  ]) $("cards").append(element("div", { className: "card" }, element("b", { textContent: value }), element("span", { textContent: label })));
+  ]);
   const list = (title, rows, text) => $("findings").append(element("div", {}, element("h3", { textContent: title }),
     element("ol", {}, ...rows.map((row) => element("li", {}, element("strong", { textContent: row.name }), ` (${row.kind}) ${text(row)}`)))));
   list("The three largest operators", layers.slice(0, 3), (row) =>
@@ -25,23 +25,11 @@ function head() {
 }
 
 function bars() {
-  const ordered = [...layers].sort((a, b) => a.index - b.index);
-  const short = (row) => `${row.index} ${narrow() ? row.kind : safe(row.name)}`;
-  const traces = [];
-  for (const kind of KINDS) {
-    const rows = ordered.filter((row) => row.kind === kind);
-    if (!rows.length) continue;
-    const common = { type: "bar", orientation: "h", y: rows.map(short), legendgroup: kind, name: kind,
-      hovertemplate: rows.map((row) => `<b>${safe(row.name)}</b><br>${safe(row.shape)}<br>${mega(row.instructions)} instructions, floor ${mega(row.floor)}<extra></extra>`) };
-    traces.push({ ...common, x: rows.map((row) => row.floor / 1e6), marker: { color: colourOf(kind) } });
-    traces.push({ ...common, x: rows.map((row) => Math.max(0, row.instructions - row.floor) / 1e6), showlegend: false, marker: { color: colourOf(kind), opacity: 0.35 },
-      text: rows.map((row) => row.over_floor === null ? "" : times(row.over_floor)), textposition: "outside", cliponaxis: false });
-  }
-  Plotly.react("bars", traces, layout({
-    barmode: "stack", bargap: 0.25, height: 90 + 19 * ordered.length,
-    xaxis: { title: { text: "million instructions (label: times the floor)" }, range: [0, 1.14 * Math.max(...ordered.map((row) => row.instructions)) / 1e6] },
-    yaxis: { autorange: "reversed", categoryorder: "array", categoryarray: ordered.map(short), tickfont: { size: 11 }, dtick: 1 },
-  }), CONFIG);
+  operatorBars(layers, {
+    title: "million instructions (label: times the floor)",
+    solid: (row) => row.floor / 1e6, all: (row) => row.instructions / 1e6, label: (row) => row.over_floor === null ? "" : times(row.over_floor),
+    about: (row) => `${mega(row.instructions)} instructions, floor ${mega(row.floor)}`,
+  });
 }
 
 const COLUMNS = [

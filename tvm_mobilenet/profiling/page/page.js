@@ -9,20 +9,17 @@ function head() {
   $("subtitle").textContent = `${data.bundle} · target ${data.target} · ${data.cpu} · ${threads} · ${data.runs} runs`;
 }
 
-function cards() {
+function summary() {
   const whole = data.reconciliation, phases = data.phases;
   const roof = layers.every((row) => row.roof_us !== null) ? layers.reduce((sum, row) => sum + row.roof_us, 0) : null;
-  const entries = [
+  cards([
     [micro(1000 * phases.p50_ms), `an inference; p10 ${number(phases.p10_ms, 3)}, p90 ${number(phases.p90_ms, 3)} ms`],
     [`${number(1000 / phases.p50_ms, 0)} / s`, "inferences, one after the other"],
     [`${number(data.mult_adds / 1e6, 1)} M`, `Mult-Adds; ${number(1e3 * phases.p50_ms / (data.mult_adds / 1e6), 1)} µs a million`],
     [`${number(2 * data.mult_adds / 1e6 / phases.p50_ms, 0)} GFLOP/s`, data.limits ? `of ${number(data.limits.gflops, 0)} at the FMA peak` : "from end to end"],
     [percent(roof === null ? null : roof / whole.operators_us, 0), "of the roofline, all operators together"],
     [percent(whole.explained), `explained by operators; instruments cost ${percent(whole.instruments_us === null ? null : whole.instruments_us / whole.without_instruments_us)}`],
-  ];
-  for (const [value, label] of entries) {
-    $("cards").append(element("div", { className: "card" }, element("b", { textContent: value }), element("span", { textContent: label })));
-  }
+  ]);
 }
 
 function finding(row, text) {
@@ -69,31 +66,14 @@ function kindsChart() {
 }
 
 function barsChart() {
-  const ordered = [...layers].sort((a, b) => a.index - b.index);
-  const short = (row) => `${row.index} ${narrow() ? row.kind : safe(row.name)}`;
-  const traces = [];
-  for (const kind of KINDS) {
-    const rows = ordered.filter((row) => row.kind === kind);
-    if (!rows.length) continue;
-    const common = {
-      type: "bar", orientation: "h", y: rows.map(short), legendgroup: kind, name: kind, customdata: rows,
-      hovertemplate: rows.map((row) => `<b>${safe(row.name)}</b><br>${safe(row.shape)}<br>${micro(row.time_us)}, ${percent(row.share)} of the time` +
-        (row.roof_share === null ? "" : `<br>least ${micro(row.roof_us)}: ${percent(row.roof_share, 0)} of the roofline (${row.bound})`) + "<extra></extra>"),
-    };
-    const solid = rows.map((row) => row.roof_us === null ? row.time_us : Math.min(row.roof_us, row.time_us));
-    traces.push({ ...common, x: solid, marker: { color: colourOf(kind) } });
-    traces.push({
-      ...common, x: rows.map((row, i) => row.time_us - solid[i]), showlegend: false, marker: { color: colourOf(kind), opacity: 0.35 },
-      text: rows.map((row) => row.roof_share === null ? "" : percent(row.roof_share, 0)), textposition: "outside", cliponaxis: false,
-    });
-  }
-  Plotly.react("bars", traces, layout({
-    barmode: "stack", bargap: 0.25, height: 90 + 19 * ordered.length,
-    xaxis: { title: { text: "µs (label: share of the roofline)" }, range: [0, 1.14 * Math.max(...ordered.map((row) => row.time_us))] },
-    yaxis: { autorange: "reversed", categoryorder: "array", categoryarray: ordered.map(short), tickfont: { size: 11 }, dtick: 1 },
-  }), CONFIG);
-  $("bars").removeAllListeners?.("plotly_click");
-  $("bars").on("plotly_click", (event) => details(event.points[0].customdata));
+  operatorBars(layers, {
+    title: "µs (label: share of the roofline)",
+    solid: (row) => row.roof_us === null ? row.time_us : Math.min(row.roof_us, row.time_us), all: (row) => row.time_us,
+    label: (row) => row.roof_share === null ? "" : percent(row.roof_share, 0),
+    about: (row) => `${micro(row.time_us)}, ${percent(row.share)} of the time` +
+      (row.roof_share === null ? "" : `<br>least ${micro(row.roof_us)}: ${percent(row.roof_share, 0)} of the roofline (${row.bound})`),
+    onclick: details,
+  });
 }
 
 function rooflineChart() {
@@ -360,7 +340,7 @@ function charts() {
 
 async function start() {
   head();
-  cards();
+  summary();
   findings();
   tableHead();
   tableBody();

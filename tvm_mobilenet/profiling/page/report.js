@@ -18,9 +18,7 @@ function head() {
     entries.push([`${number(data.separable.fewer_mult_adds, 1)} ×`, "fewer Mult-Adds by separable convolutions"]);
     entries.push([`${number(data.separable.less_time, 1)} ×`, `less time: ${percent(data.separable.kept, 0)} of it is kept (full ${number(data.separable.conv_gflops, 0)} GFLOP/s, separable ${number(data.separable.separable_gflops, 0)})`]);
   }
-  for (const [value, label] of entries) {
-    $("cards").append(element("div", { className: "card" }, element("b", { textContent: value }), element("span", { textContent: label })));
-  }
+  cards(entries);
 }
 
 const span = (values) => [Math.min(...values), Math.max(...values)];
