@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from tvm_mobilenet.profiling.remote import Device
     from tvm_mobilenet.profiling.report import Report
     from tvm_mobilenet.remote.deploy import Deployment
+    from tvm_mobilenet.schedules.spec import Precision
     from tvm_mobilenet.tuning.report import Outcome
 
 __all__ = [
@@ -70,7 +71,7 @@ def build(
     std: Sequence[float] | None = None,
     cc: str | None = None,
     arch: Sequence[str] | None = None,
-    precision: str = "float32",
+    precision: Precision = "float32",
     progress: Progress | None = None,
 ) -> Bundle:
     """Compile a model, prove it equal to PyTorch, write the bundle `output` and load it.
@@ -164,6 +165,7 @@ def validate(
     subject: str | Path | torch.nn.Module,
     *,
     target: str = "native",
+    precision: Precision = "float32",
     against: str | Path | torch.nn.Module | None = None,
     alpha: float = 1.0,
     resolution: int = 224,
@@ -181,6 +183,8 @@ def validate(
     progress: Progress | None = None,
 ) -> ParityReport:
     """Parity of a bundle directory, or of a model compiled for `target` for the occasion.
+
+    `precision`: of a GPU's arithmetic for a model; a bundle has its own.
 
     A bundle is judged on its stored samples and, with the model it was built from given as
     `against`, on `count` fresh ones, on `images` and on `adversarial` inputs; `layers`: each
@@ -217,7 +221,7 @@ def validate(
         raise UsageError("'against' goes with a bundle; a model is its own reference")
     if device is not None:
         raise UsageError("a device runs a bundle; build one for it first")
-    spec = targets.load(target)
+    spec = targets.at_precision(targets.load(target), precision)
     return deploy.validate_model(
         imported(subject),
         spec,

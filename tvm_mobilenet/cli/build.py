@@ -14,6 +14,7 @@ from tvm_mobilenet.cli.common import (
     add_json,
     add_logs_argument,
     add_model_arguments,
+    add_precision_argument,
     add_target_argument,
     add_threads_argument,
     emit_json,
@@ -62,12 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="GPU architectures to compile for, such as sm_80,sm_90 (default: the target's own); "
         "newer ones get code from their driver",
     )
-    parser.add_argument(
-        "--precision",
-        choices=("float32", "tf32", "float16"),
-        default="float32",
-        help="of a GPU's arithmetic; tf32 and float16 use tensor cores (default: %(default)s)",
-    )
+    add_precision_argument(parser)
     parser.add_argument(
         "--batches",
         type=sizes,
@@ -153,6 +149,7 @@ def _payload(built: Built, output: Path) -> dict[str, object]:
         "bundle": output,
         "model": built.compiled.imported.name,
         "target": built.compiled.target.name,
+        "precision": built.compiled.target.precision,
         "sources": Counter(operator.source for operator in operators),
         "records": {"applicable": len(built.records), "directories": built.records.places},
         "operators": operators,
@@ -173,11 +170,13 @@ def _print(built: Built, output: Path) -> None:
     counts = Counter(operator.source for operator in operators)
     listed = ", ".join(f"{count} {source}" for source, count in sorted(counts.items()))
     size = sum(file.stat().st_size for file in built.path.rglob("*") if file.is_file())
+    chosen = built.compiled.target.precision
+    precision = "" if chosen == "float32" else f" in {chosen}"
     sys.stdout.write(
         f"\n{len(operators)} operators by source of schedule: {listed}\n"
         f"{_records(built)}\n"
         f"{built.parity.summary()}\n"
-        f"{output}: {built.compiled.imported.name} for {built.compiled.target.name}, "
+        f"{output}: {built.compiled.imported.name} for {built.compiled.target.name}{precision}, "
         f"{size / 1e6:.1f} MB, built in {built.seconds:.1f} s\n"
     )
 

@@ -70,6 +70,17 @@ def add_target_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_precision_argument(parser: argparse.ArgumentParser) -> None:
+    """`--precision`: what `tvm_mobilenet.targets.at_precision` takes."""
+    parser.add_argument(
+        "--precision",
+        choices=("float32", "tf32", "float16"),
+        default="float32",
+        help="of a GPU's arithmetic: float32 is exact; tf32 rounds the factors of matrix products, "
+        "float16 also activations and weights; both use tensor cores (default: %(default)s)",
+    )
+
+
 def add_threads_argument(parser: argparse.ArgumentParser, what: str = "threads") -> None:
     """`--threads N`; None when not given: one for each core."""
     parser.add_argument(

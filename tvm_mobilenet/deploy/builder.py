@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from tvm_mobilenet.frontend.export import Exporter
     from tvm_mobilenet.imaging import Preprocessing
     from tvm_mobilenet.schedules.base import Records
+    from tvm_mobilenet.schedules.spec import Precision
     from tvm_mobilenet.targets import TargetSpec
     from tvm_mobilenet.tuning.records import Applicable
 
@@ -82,7 +83,7 @@ def build(
     std: Sequence[float] | None = None,
     cc: str | None = None,
     arch: Sequence[str] | None = None,
-    precision: str = "float32",
+    precision: Precision = "float32",
     progress: Progress | None = None,
 ) -> Built:
     """Build a model (see `frontend.load_model`) for a target and write the bundle.

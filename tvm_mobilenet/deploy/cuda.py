@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from tvm_mobilenet.compiler_pass.pipeline import Compiled
     from tvm_mobilenet.parity import ParityReport, Sample
     from tvm_mobilenet.parity.per_layer import PerLayerReport, Trace
+    from tvm_mobilenet.schedules.spec import Precision
     from tvm_mobilenet.targets import TargetSpec
 
 SCHEMA_VERSION = 1
@@ -89,7 +90,7 @@ class GpuCode:
 
 
 def check_options(
-    target: TargetSpec, architectures: Sequence[str] | None, precision: str
+    target: TargetSpec, architectures: Sequence[str] | None, precision: Precision
 ) -> tuple[str, ...]:
     """The architectures to compile for, the target's own if none is asked for; before any work.
 
