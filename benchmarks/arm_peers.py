@@ -21,6 +21,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ from tvm_mobilenet.profiling.subject import Prepared, Subject, prepare
 REPOSITORY = Path(__file__).parents[1]
 CORE = "cortex-a72"
 PEERS = {"ncnn": "ncnn", "litert": "ai-edge-litert", "onnxruntime": "onnxruntime"}
+_LIBRARY = {"ncnn": "ncnn.cpython", "litert": "_pywrap", "onnxruntime": "onnxruntime_pybind11"}
 PACKAGES = ("python3.11", "libgomp1", "libstdc++6")  # of Debian 12
 PLATFORMS = [f"manylinux_2_{n}_aarch64" for n in (28, 27, 24, 17)] + ["manylinux2014_aarch64"]
 TOLERANCE = 1e-3  # of the largest output: a peer that is further off computes something else
@@ -62,6 +64,7 @@ peer.feed([numpy.load(picture)])
 for _ in range(int(runs)):
     peer.run()
 numpy.save(output, peer.outputs()[0])
+Path(output).with_suffix(".maps").write_bytes(Path("/proc/self/maps").read_bytes())
 """
 
 
@@ -115,25 +118,58 @@ def machine(root: Path, folder: Path) -> list[object]:
     ]
 
 
-def count_peer(name: str, prepared: Prepared, root: Path, folder: Path) -> float:
-    """Instructions per inference. Raises SystemExit when the outputs are not PyTorch's."""
+@dataclass(frozen=True)
+class Guest:
+    """A peer with its model and a picture, to be run under QEMU. Notes lie in ``folder``."""
+
+    name: str
+    machine: list[object]  # QEMU's command
+    folder: Path
+    python: Path
+    artifact: Path
+    expected: np.ndarray
+
+    def program(self, runs: int) -> list[object]:
+        """That many inferences. The outputs are left in y.npy, where its code was in y.maps."""
+        files = [self.folder / file for file in ("guest.py", "x.npy", "y.npy")]
+        script, picture, output = files
+        return [self.python, "-S", script, self.name, self.artifact, picture, runs, output]
+
+    def check(self) -> None:
+        """Raises SystemExit when the outputs of the last run are not PyTorch's."""
+        got, expected = np.load(self.folder / "y.npy"), self.expected
+        error = np.abs(got - expected).max() / np.abs(expected).max()
+        if not error <= TOLERANCE:
+            raise SystemExit(f"{self.name}: its outputs differ from PyTorch's by {error:.1e}")
+
+    def code(self) -> tuple[Path, int, int, int]:
+        """Of the last run: the peer's library, where it lay, and its code's begin and end."""
+        rows = [line.split() for line in (self.folder / "y.maps").read_text().splitlines()]
+        mine = [row for row in rows if len(row) > 5 and _LIBRARY[self.name] in row[5]]
+        spans = {tuple(row[1:3]): [int(at, 16) for at in row[0].split("-")] for row in mine}
+        base = next(span[0] for (_, offset), span in spans.items() if int(offset, 16) == 0)
+        begin, end = next(span for (rights, _), span in spans.items() if "x" in rights)
+        return Path(mine[0][5]), base, begin, end
+
+
+def guest(name: str, prepared: Prepared, root: Path, folder: Path) -> Guest:
+    """Convert the model for a peer."""
     place = folder / name
     place.mkdir()
     artifact = contestant(name)().convert(prepared.source, place)
-    picture, output, guest = (place / file for file in ("x.npy", "y.npy", "guest.py"))
-    np.save(picture, prepared.inputs[0])
-    guest.write_text(_GUEST)
-    command, python = machine(root, folder), root / "usr/bin/python3.11"
-    totals = []
-    for runs in (1, 11):
-        # a guest of its own hash seed would differ in its dictionaries
-        program = (python, "-S", guest, name, artifact, picture, runs, output)
-        totals.append(executed([*command, "-E", "PYTHONHASHSEED=0"], *program)[-1])
-    expected = prepared.expected[0]
-    error = np.abs(np.load(output) - expected).max() / np.abs(expected).max()
-    if not error <= TOLERANCE:
-        raise SystemExit(f"{name}: its outputs differ from PyTorch's by {error:.1e}")
-    return (totals[1] - totals[0]) / 10
+    np.save(place / "x.npy", prepared.inputs[0])
+    (place / "guest.py").write_text(_GUEST)
+    # a guest of its own hash seed would differ in its dictionaries
+    command = [*machine(root, folder), "-E", "PYTHONHASHSEED=0"]
+    python = root / "usr/bin/python3.11"
+    return Guest(name, command, place, python, artifact, prepared.expected[0])
+
+
+def count_peer(peer: Guest) -> float:
+    """Instructions per inference."""
+    once, often = (executed(peer.machine, *peer.program(runs))[-1] for runs in (1, 11))
+    peer.check()
+    return (often - once) / 10
 
 
 def main() -> int:
@@ -169,7 +205,7 @@ def main() -> int:
             prepared = prepare(
                 Subject(model, **options), folder, bundle=None, program=needs_program
             )
-            counted = {peer: count_peer(peer, prepared, root, folder) for peer in peers}
+            counted = {p: count_peer(guest(p, prepared, root, folder)) for p in peers}
         rows[name] = {"floor": prepared.mult_adds / 4, "ours": ours, **counted}
         row = rows[name]
         write(f"{name:10} {row['floor'] / 1e6:8.3f} {ours / 1e6:8.3f}")

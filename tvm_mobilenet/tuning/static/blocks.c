@@ -1,7 +1,8 @@
 // QEMU plugin: how often each block of code between two addresses was executed, and the lines that
 // its loads and stores bring into two levels of cache (LRU, 64-byte lines, nothing prefetched).
 //
-// Arguments: out=FILE, begin=, end= (addresses), l1=, l1ways=, l2=, l2ways= (L1 and L2 in KiB).
+// Arguments: out=FILE, begin=, end= (addresses), l1=, l1ways=, l2=, l2ways= (L1 and L2 in KiB; with
+// l1=0, which is faster, no lines are counted).
 // FILE: "block ADDRESS BYTES COUNT" lines, then "lines L1 L2". For guests with one thread.
 //
 // QEMU's header is not in Debian's package: these are its declarations (qemu-plugin.h, version 1).
@@ -98,7 +99,7 @@ static void translated(qemu_plugin_id_t id, struct qemu_plugin_tb* tb) {
     blocks = block;
   }
   qemu_plugin_register_vcpu_tb_exec_inline(tb, QEMU_PLUGIN_INLINE_ADD_U64, &block->count, 1);
-  for (size_t i = 0; i < n; ++i) {
+  for (size_t i = 0; i < n && l1_kib != 0; ++i) {
     qemu_plugin_register_vcpu_mem_cb(qemu_plugin_tb_get_insn(tb, i), touch, QEMU_PLUGIN_CB_NO_REGS,
                                      QEMU_PLUGIN_MEM_RW, NULL);
   }
@@ -132,7 +133,7 @@ EXPORT int qemu_plugin_install(qemu_plugin_id_t id, const void* info, int argc, 
     else return 1;
   }
   if (path == NULL || l1.ways == 0 || l2.ways == 0) return 1;
-  make(&l1, l1_kib), make(&l2, l2_kib);
+  if (l1_kib != 0) make(&l1, l1_kib), make(&l2, l2_kib);
   qemu_plugin_register_vcpu_tb_trans_cb(id, translated);
   qemu_plugin_register_atexit_cb(id, ended, NULL);
   return 0;

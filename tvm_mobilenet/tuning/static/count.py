@@ -10,6 +10,7 @@ import functools
 import re
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -77,26 +78,42 @@ def counts(kernel: tirx.PrimFunc, target: TargetSpec) -> Counts:
             static=True,
         )
         begin, end = _place(folder / "kernel.o", program)
-        notes = folder / "notes"
-        options = {
-            "out": notes,
-            "begin": begin,
-            "end": end,
-            "l1": target.l1d_kib,
-            "l1ways": target.l1d_ways or L1_WAYS,
-            "l2": target.l2_kib,
-            "l2ways": L2_WAYS,
-        }
-        arguments = ",".join(f"{name}={value}" for name, value in options.items())
-        emulate.run([*machine, "-plugin", f"{_plugin()[0]},{arguments}", program])
-        *lines, last = notes.read_text().splitlines()
-        code = _disassembled(program, begin, end, target.mtriple)
+        found, lines = executed(
+            machine,
+            [program],
+            begin,
+            end,
+            l1=target.l1d_kib,
+            l1ways=target.l1d_ways or L1_WAYS,
+            l2=target.l2_kib,
+            l2ways=L2_WAYS,
+        )
+        code = disassembled(program, begin, end, target.mtriple)
         blocks = []
-        for line in lines:
-            address, size, count = map(int, line.split()[1:])
+        for (address, size), count in found.items():
             inside = [text for at, text in code if address <= at < address + size]
             blocks.append(Block(tuple(inside), count))
-        return Counts(tuple(blocks), *map(int, last.split()[1:]))
+        return Counts(tuple(blocks), *lines)
+
+
+def executed(
+    machine: Sequence[object], program: Sequence[object], begin: int, end: int, **caches: int
+) -> tuple[dict[tuple[int, int], int], tuple[int, int]]:
+    """How often blocks between two addresses run, by (address, bytes), and lines missed.
+
+    machine: QEMU's command. program: with its arguments. caches: see blocks.c; l1=0 counts no
+    lines.
+    """
+    with tempfile.TemporaryDirectory(prefix="tvm-mobilenet-") as folder:
+        notes = Path(folder) / "notes"
+        options = {"out": notes, "begin": begin, "end": end, **caches}
+        arguments = ",".join(f"{name}={value}" for name, value in options.items())
+        emulate.run([*machine, "-plugin", f"{_plugin()[0]},{arguments}", *program])
+        *lines, last = notes.read_text().splitlines()
+    rows = (tuple(map(int, line.split()[1:])) for line in lines)
+    found = {(address, size): count for address, size, count in rows}
+    l1_lines, l2_lines = map(int, last.split()[1:])
+    return found, (l1_lines, l2_lines)
 
 
 @functools.cache
@@ -123,7 +140,7 @@ def _place(part: Path, program: Path) -> tuple[int, int]:
     return min(start for start, _ in spans), max(end for _, end in spans)
 
 
-def _disassembled(program: Path, begin: int, end: int, triple: str) -> list[tuple[int, str]]:
+def disassembled(program: Path, begin: int, end: int, triple: str) -> list[tuple[int, str]]:
     """(address, instruction as the assembler takes it) of a range."""
     command = [llvm_tool("llvm-objdump"), "-d", "--no-show-raw-insn", f"--triple={triple}"]
     command += ["--mattr=+all"] if triple.startswith("aarch64") else []
@@ -133,6 +150,6 @@ def _disassembled(program: Path, begin: int, end: int, triple: str) -> list[tupl
     for at, instruction in re.findall(r"^\s*([0-9a-f]+):\s+(.*?)\s*$", text, re.MULTILINE):
         plain = re.sub(r"\s*<[^>]*>.*$|\s+(?:#|//|@)\s.*$", "", instruction).replace("\t", " ")
         if not triple.startswith("x86"):  # any target of a branch will do, if it can be encoded
-            plain = re.sub(r"(?<![#\w])0x[0-9a-f]+$", "#4096", plain)
+            plain = re.sub(r"(?<![#\w-])0x[0-9a-f]+$", "#4096", plain)
         found.append((int(at, 16), plain))
     return found
