@@ -276,20 +276,22 @@ EVERYTHING = bool(os.environ.get("ALL_CUDA_SHAPES"))
     ("model", "alpha", "resolution", "batch", "precision"), EVERY_CASE if EVERYTHING else SAMPLE
 )
 def test_layer_shapes(model, alpha, resolution, batch, precision, rounded_case):
-    """As the networks have them; CI every sixth of up to 8 million mult-adds."""
+    """As the networks have them; CI every eighth of up to 8 million mult-adds."""
     imported = frontend.load_model(model, alpha=alpha, resolution=resolution, batch=batch)
     apart, sites = lower_operators(imported.mod, 4)
     found = list(dict.fromkeys(spec_of(apart[name]) for name, _ in sites))
     pairs = [
         SeparableSpec(first, second)
         for first, second in pairwise(found)
-        if first.kind == "depthwise" and second.kind == "pointwise"
+        if first.kind == "depthwise"
+        and second.kind == "pointwise"
+        and (first.out_channels, first.out_height) == (second.in_channels, second.in_height)
     ]
     specs = [at_precision(spec, precision) for spec in (*found, *pairs)]
     specs = [spec for spec in specs if on_tensor_cores(spec)]
     if not EVERYTHING:
-        specs = [spec for spec in specs if spec.mult_adds <= 8e6][::6]
-    assert len(specs) > 3
+        specs = [spec for spec in specs if spec.mult_adds <= 8e6][::8]
+    assert len(specs) > 1
     assert_right(rounded_case, specs)
 
 
