@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,7 +20,9 @@ from tvm_mobilenet.parity import samples
 from tvm_mobilenet.parity.bisect import ELSEWHERE, bisect
 from tvm_mobilenet.parity.faults import FAULTS, Planted
 from tvm_mobilenet.parity.reference import evaluate
+from tvm_mobilenet.parity.repro import replay
 from tvm_mobilenet.parity.self_test import judged_build
+from tvm_mobilenet.targets import TargetSpec
 
 PHASES = {"off-by-one pad": "fuse_separable", "stale tuning record": "tuning record"}
 
@@ -44,6 +47,19 @@ def test_phase_of_a_planted_fault(name: str, small_network: onnx.ModelProto) -> 
         assert bisect(imported, target, layers, **arguments).phase == ELSEWHERE
 
 
+def drop_biases(monkeypatch: pytest.MonkeyPatch, target: TargetSpec) -> None:
+    """From now on the compiler loses the bias of a pointwise convolution."""
+    compile_model: Callable[..., pipeline.Compiled] = pipeline.compile_model
+
+    def with_fault(*arguments: Any, **options: Any) -> pipeline.Compiled:
+        given = options.pop("experiment", None) or pipeline.Experiment()
+        change = Planted(FAULTS[2], target)
+        changed = pipeline.Experiment(given.last_phase, change, given.cautious_code)
+        return compile_model(*arguments, experiment=changed, **options)
+
+    monkeypatch.setattr(pipeline, "compile_model", with_fault)
+
+
 @pytest.mark.slow
 def test_command_ends_with_a_repro(
     small_network: onnx.ModelProto,
@@ -54,15 +70,7 @@ def test_command_ends_with_a_repro(
     model, repro = tmp_path / "small.onnx", tmp_path / "repro"
     onnx.save(small_network, model)
     target = targets.load("native")
-    compile_model: Callable[..., pipeline.Compiled] = pipeline.compile_model
-
-    def with_fault(*arguments: Any, **options: Any) -> pipeline.Compiled:
-        given = options.pop("experiment", None) or pipeline.Experiment()
-        change = Planted(FAULTS[2], target)
-        changed = pipeline.Experiment(given.last_phase, change, given.cautious_code)
-        return compile_model(*arguments, experiment=changed, **options)
-
-    monkeypatch.setattr(pipeline, "compile_model", with_fault)
+    drop_biases(monkeypatch, target)
     assert main(["validate", str(model), "--bisect", str(repro)]) == 5
     line = capsys.readouterr().err.splitlines()[-1]
     assert "operator 4 pointwise_1 (Conv_8, Relu_9) breaks parity in phase 'fuse_separable'" in line
@@ -77,3 +85,31 @@ def test_command_ends_with_a_repro(
         done = subprocess.run(command, cwd=repro, capture_output=True, text=True)
         assert done.returncode == code, done.stderr
     assert main(["validate", str(model), "--bisect", str(repro)]) == 3  # nothing is overwritten
+
+
+@pytest.mark.slow
+@pytest.mark.arm
+@pytest.mark.needs_tool("qemu-arm", "qemu-user")
+@pytest.mark.needs_tool("arm-linux-gnueabihf-g++", "g++-arm-linux-gnueabihf")
+def test_armv7_is_taken_apart_under_qemu(
+    small_network: onnx.ModelProto,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, repro = tmp_path / "small.onnx", tmp_path / "repro"
+    onnx.save(small_network, model)
+    asked = ["validate", str(model), "--target", "rpi2", "--samples", "1"]
+    assert main([*asked, "--per-layer"]) == 0
+    assert "7 of 7 operators" in capsys.readouterr().out
+    drop_biases(monkeypatch, targets.load("rpi2"))
+    assert main([*asked, "--bisect", str(repro), "--json"]) == 5
+    captured = capsys.readouterr()
+    operators = json.loads(captured.out)["parity"]["layers"]["operators"]
+    assert [row["index"] for row in operators if not row["isolated"]["passed"]] == [4]
+    line = captured.err.splitlines()[-1]
+    assert "under qemu-arm -cpu cortex-a7" in line
+    assert "pointwise_1 (Conv_8, Relu_9) breaks parity in phase 'fuse_separable'" in line
+    report = replay(repro)
+    assert not report.passed
+    assert report.machine == "qemu-arm -cpu cortex-a7"

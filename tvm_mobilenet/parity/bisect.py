@@ -3,7 +3,8 @@
 The operator is the first at fault of `per_layer`. It is cut out as an ONNX model of its own, which
 is then compiled again and again, each time with one phase of the compiler more and what follows
 left plain (`pipeline.Experiment`): own functions as scalar loops, TVM's lowering unscheduled, code
-without optimisation. The first phase with which the fault shows brought it in.
+without optimisation. The first phase with which the fault shows brought it in. What is built for
+another kind of machine runs under QEMU.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tvm_mobilenet.parity.judge import Verdict, judge
+from tvm_mobilenet.errors import InputError
+from tvm_mobilenet.parity.judge import ParityReport, Verdict, judge
 from tvm_mobilenet.parity.per_layer import OperatorParity, PerLayerReport, Reference
 from tvm_mobilenet.parity.samples import Sample
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     import tvm
 
     from tvm_mobilenet.compiler_pass.pipeline import Compiled
+    from tvm_mobilenet.deploy.device import Runner
     from tvm_mobilenet.frontend import ImportedModel
     from tvm_mobilenet.schedules.base import Records
     from tvm_mobilenet.targets import TargetSpec
@@ -49,6 +52,16 @@ class Cut:
 
     model: onnx.ModelProto
     samples: tuple[Sample, ...]
+
+
+@dataclass(frozen=True)
+class BuiltCut:
+    """The operator compiled and linked, and the verdict on it; `runner` as in `builder.Proven`."""
+
+    compiled: Compiled
+    library: Path
+    runner: Runner | None
+    report: ParityReport
 
 
 @dataclass(frozen=True)
@@ -166,11 +179,18 @@ def build_cut(
     records: Records | None = None,
     change: Change | None = None,
     cautious: bool = False,
-) -> tuple[Compiled, Path]:
-    """The cut-out operator compiled and linked; see `pipeline.Experiment`."""
+) -> BuiltCut:
+    """The cut-out operator compiled, linked in the directory and judged; **runs its code**.
+
+    last_phase, change, cautious: see `pipeline.Experiment`. Raises InputError where code for
+    another kind of machine cannot be run under QEMU, MissingToolError.
+    """
     from tvm_mobilenet import frontend
     from tvm_mobilenet.compiler_pass.pipeline import Experiment, compile_model
+    from tvm_mobilenet.deploy import device, emulate
+    from tvm_mobilenet.deploy.builder import find_compiler
     from tvm_mobilenet.deploy.library import export_library
+    from tvm_mobilenet.deploy.validate import program_of
     from tvm_mobilenet.runtime import manifest
 
     experiment = Experiment(last_phase, cautious_code=cautious)
@@ -182,7 +202,19 @@ def build_cut(
         records=records,
         experiment=experiment,
     )
-    return compiled, export_library(compiled, folder / manifest.LIBRARY)
+    library, compiler = folder / manifest.LIBRARY, find_compiler(target)
+    if compiler is None:
+        program = program_of(compiled, export_library(compiled, library))
+        report = judge([program.run(sample.inputs) for sample in cut.samples], cut.samples)
+        return BuiltCut(compiled, library, None, report)
+    objects = folder / "objects"
+    objects.mkdir()
+    export_library(compiled, library, toolchain=compiler, objects=objects)
+    runner = device.build_runner(compiled, objects, compiler, folder / "runner")
+    report = emulate.prove(runner.path, target, cut.samples)
+    if not report.checked:
+        raise InputError(f"--bisect runs parts of the network under QEMU: {report.not_checked}")
+    return BuiltCut(compiled, library, runner, report)
 
 
 def _build(
@@ -194,10 +226,8 @@ def _build(
     *,
     cautious: bool,
 ) -> Verdict:
-    from tvm_mobilenet.deploy.validate import program_of
-
     with tempfile.TemporaryDirectory(prefix="tvm-mobilenet-") as folder:
-        compiled, library = build_cut(
+        built = build_cut(
             cut,
             target,
             Path(folder),
@@ -206,5 +236,4 @@ def _build(
             change=change,
             cautious=cautious,
         )
-        program = program_of(compiled, library)
-        return judge([program.run(s.inputs) for s in cut.samples], cut.samples).outputs[0]
+        return built.report.outputs[0]

@@ -123,8 +123,8 @@ class PerLayerReport:
         worst = max((op.isolated.ratio for op in compared if op.isolated), default=0.0)
         return (
             f"all {len(compared)} of {len(self.operators)} operators with a tensor of the model "
-            f"agree; by themselves at most {worst:.2f} times PyTorch float32's own error "
-            f"(allowed {FACTOR:g})"
+            f"agree; by themselves at most {worst:.2f} times PyTorch float32's error in the "
+            f"running network (allowed {FACTOR:g})"
         )
 
     def to_json(self) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tvm_mobilenet.errors import InputError
-from tvm_mobilenet.parity.judge import ParityReport, judge
+from tvm_mobilenet.parity.judge import ParityReport
 from tvm_mobilenet.parity.samples import load_samples
 
 if TYPE_CHECKING:
@@ -65,7 +65,6 @@ def write_repro(
     import onnx
 
     from tvm_mobilenet.deploy.bundle import write_bundle
-    from tvm_mobilenet.deploy.validate import program_of
     from tvm_mobilenet.parity.bisect import build_cut
 
     check_directory(path)
@@ -81,10 +80,15 @@ def write_repro(
         }
         np.savez(path / name, **arrays)  # type: ignore[arg-type]
     with tempfile.TemporaryDirectory(prefix="tvm-mobilenet-") as folder:
-        compiled, library = build_cut(cut, target, Path(folder), records=records, change=change)
-        program = program_of(compiled, library)
-        report = judge([program.run(sample.inputs) for sample in cut.samples], cut.samples)
-        write_bundle(compiled, report, cut.samples, path / "bundle", library=library)
+        built = build_cut(cut, target, Path(folder), records=records, change=change)
+        write_bundle(
+            built.compiled,
+            built.report,
+            cut.samples,
+            path / "bundle",
+            library=built.library,
+            runner=built.runner,
+        )
     document = {"target": target.name, **finding.to_json()}
     (path / "finding.json").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
     words = {"summary": finding.summary(), "operator": finding.operator.label, "model": model}
@@ -99,7 +103,7 @@ def replay(directory: Path, *, rebuild: bool = False) -> ParityReport:
     **Runs the code in the directory.** Raises InputError when `write_repro` did not make it.
     """
     from tvm_mobilenet import frontend, targets
-    from tvm_mobilenet.deploy.validate import program_of, validate_bundle
+    from tvm_mobilenet.deploy.validate import validate_bundle
     from tvm_mobilenet.parity.bisect import Cut, build_cut
     from tvm_mobilenet.runtime import manifest
     from tvm_mobilenet.tuning.records import applicable
@@ -115,11 +119,6 @@ def replay(directory: Path, *, rebuild: bool = False) -> ParityReport:
     target = targets.load(str(contents.document["target"]["name"]))
     model = frontend.import_onnx(directory / "model.onnx").onnx
     with tempfile.TemporaryDirectory(prefix="tvm-mobilenet-") as folder:
-        compiled, library = build_cut(
-            Cut(model, tuple(samples)),
-            target,
-            Path(folder),
-            records=applicable(target, target.cores),
-        )
-        program = program_of(compiled, library)
-        return judge([program.run(sample.inputs) for sample in samples], samples)
+        cut = Cut(model, tuple(samples))
+        records = applicable(target, target.cores)
+        return build_cut(cut, target, Path(folder), records=records).report
