@@ -33,7 +33,13 @@ def run_bundle(
     import numpy as np
 
     from tvm_mobilenet.errors import InputError
-    from tvm_mobilenet.parity.cuda_emulate import MISTAKE, build_driver, mistake
+    from tvm_mobilenet.parity.cuda_emulate import (
+        MISTAKE,
+        build_driver,
+        build_kernels,
+        granule,
+        mistake,
+    )
     from tvm_mobilenet.runtime import cuda, manifest
 
     contents = manifest.read(bundle)
@@ -41,7 +47,8 @@ def run_bundle(
     with tempfile.TemporaryDirectory(prefix="tvm-mobilenet-cuda-") as folder:
         place = Path(folder)
         capability = int("".join(filter(str.isdigit, contents.document["target"]["gpu"]["arch"])))
-        driver = build_driver(source, place, 10 * capability)
+        build_driver(place)
+        kernels = build_kernels(source, place, 10 * capability)
         arrays = {
             f"{number}.{position}": values[tensor.name]
             for number, values in enumerate(inputs)
@@ -52,6 +59,8 @@ def run_bundle(
         environment = os.environ | {
             "LD_LIBRARY_PATH": f"{folder}{os.pathsep}{earlier}" if earlier else folder,
             "EMULATOR_CAPABILITY": str(capability),
+            "EMULATOR_GRANULE": str(granule(source)),
+            "EMULATOR_KERNELS": str(kernels),
         }
         command = [sys.executable, "-m", __name__, str(bundle.resolve()), folder]
         with (place / "errors").open("w+") as errors:
@@ -65,7 +74,7 @@ def run_bundle(
             errors.seek(0)
             told = errors.read()
         if worker.returncode == MISTAKE:
-            raise mistake(told, driver, source.splitlines())
+            raise mistake(told, kernels, source.splitlines())
         if worker.returncode:
             last = (told.strip().splitlines() or [f"exit code {worker.returncode}"])[-1]
             raise InputError(f"{bundle}: emulation failed: {last}")

@@ -83,7 +83,7 @@ class Emulator:
         self._lines = source.splitlines()
         self._folder = tempfile.TemporaryDirectory(prefix="tvm-mobilenet-cuda-")
         self._program = Path(self._folder.name) / "program"
-        self._granule = _granule(source)
+        self._granule = granule(source)
         try:
             from tvm_mobilenet.deploy.toolchain import own
 
@@ -188,30 +188,38 @@ def _source_line(address: str, program: Path, lines: Sequence[str]) -> str:
     return f" (line {number}: {lines[number - 1].strip()[:120]})"
 
 
-def build_driver(source: str, directory: Path, architecture: int = 900) -> Path:
-    """libcuda.so.1 and libcudart.so.13 whose GPU is the emulator, for kernels of this source alone.
+def build_driver(directory: Path) -> None:
+    """libcuda.so.1 and libcudart.so.13 whose GPU is the emulator; see `cuda_emulator/driver.cc`.
 
-    architecture: see `Emulator`. Returns the former. Raises as `Emulator` does.
+    Raises as `Emulator` does.
     """
     from tvm_mobilenet.deploy.toolchain import own
 
-    compiler, driver = own(), directory / "libcuda.so.1"
-    kernels = _compile_kernels(source, directory, "-fPIC", f"-D__CUDA_ARCH__={architecture}")
     shared = ("-shared", "-fPIC")
-    compiler.run(
-        *(*_LANGUAGE, *shared, "-U_FORTIFY_SOURCE", f"-DEMULATOR_GRANULE={_granule(source)}"),
-        *(f"-Wl,-soname,{driver.name}", kernels),
-        *(_DIRECTORY / "runtime.cc", _DIRECTORY / "driver.cc", "-o", driver),
-    )
+    sources = [_DIRECTORY / name for name in ("runtime.cc", "driver.cc")]
+    name = "libcuda.so.1"
+    options = (*_LANGUAGE, *shared, "-U_FORTIFY_SOURCE", f"-Wl,-soname,{name}")
+    own().run(*options, *sources, "-o", directory / name)
     # the functions of both are in the first, which is loaded before; symbols have a version here
-    versions = directory / "versions"
-    versions.write_text("libcudart.so.13 { global: emulator_cudart; };", encoding="utf-8")
-    empty = directory / "cudart.cc"
-    empty.write_text('extern "C" { int emulator_cudart = 0; }\n', encoding="utf-8")
+    versions, empty = directory / "versions", directory / "cudart.cc"
     name = "libcudart.so.13"
-    options = (f"-Wl,-soname,{name}", f"-Wl,--version-script={versions}")
-    compiler.run(*shared, *options, empty, "-o", directory / name)
-    return driver
+    versions.write_text(f"{name} {{ global: emulator_cudart; }};", encoding="utf-8")
+    empty.write_text('extern "C" { int emulator_cudart = 0; }\n', encoding="utf-8")
+    options = (*shared, f"-Wl,-soname,{name}", f"-Wl,--version-script={versions}")
+    own().run(*options, empty, "-o", directory / name)
+
+
+def build_kernels(source: str, directory: Path, architecture: int = 900) -> Path:
+    """The kernels of a source as a shared library for `build_driver`'s module loader.
+
+    architecture: see `Emulator`. Raises as `Emulator` does.
+    """
+    from tvm_mobilenet.deploy.toolchain import own
+
+    made = directory / "kernels.so"
+    kernels = _compile_kernels(source, directory, "-fPIC", f"-D__CUDA_ARCH__={architecture}")
+    own().run("-shared", kernels, "-o", made)
+    return made
 
 
 def emulate(
@@ -263,7 +271,7 @@ def run_function(
     return [done[name] for name in results]
 
 
-def _granule(source: str) -> int:
+def granule(source: str) -> int:
     """Bytes of the smallest values that the kernels touch: accesses are followed by these."""
     kernels = source[max(0, source.find("__global__")) :]  # type names stand before them anyway
     if re.search(r"\b(u?char\d?|u?int8_t|bool)\b", kernels):

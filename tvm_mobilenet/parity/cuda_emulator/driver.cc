@@ -2,7 +2,10 @@
 // GPU's place: a bundle's own host code launches its kernels on the CPU.
 //
 // Everything is done at once, in the order of the calls, on whichever stream; a captured graph is
-// the list of its launches. $EMULATOR_CAPABILITY is the GPU's, as 90.
+// the list of its launches. A module's image is the path of a shared library of compiled kernels, or
+// anything: then $EMULATOR_KERNELS is that path. $EMULATOR_CAPABILITY is the GPU's, as 90;
+// $EMULATOR_GRANULE see `start`.
+#include <dlfcn.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -29,20 +32,26 @@ Graph* captured;
 void ensure_started() {
   if (started) return;
   started = true;
-  start(EMULATOR_GRANULE);
+  const char* text = getenv("EMULATOR_GRANULE");
+  start(text ? atoi(text) : 1);
 }
 
 }  // namespace
 
 extern "C" {
 
-int cuModuleLoadData(void** module, const char*) {
-  *module = &started;  // its code is that of the CUDA C which this library was compiled with
-  return 0;
+int cuModuleLoadData(void** module, const char* image) {
+  const char* usual = getenv("EMULATOR_KERNELS");
+  const char* path = *image == '/' ? image : usual ? usual : "";
+  void* kernels = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+  if (!kernels) broken(dlerror());
+  *module = dlsym(kernels, "emulator_kernels");
+  return *module ? 0 : kNotSupported;
 }
 int cuModuleUnload(void*) { return 0; }
-int cuModuleGetFunction(void** function, void*, const char* name) {
-  *function = const_cast<EmulatorKernel*>(find_kernel(name));
+int cuModuleGetFunction(void** function, void* module, const char* name) {
+  const EmulatorKernel* table = static_cast<EmulatorKernel*>(module);
+  *function = const_cast<EmulatorKernel*>(find_kernel(table, name));
   return 0;
 }
 int cuLaunchKernelEx(const Config* config, void* function, void** arguments, void**) {

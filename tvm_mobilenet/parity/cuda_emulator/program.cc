@@ -11,6 +11,7 @@
 #include <fstream>
 #include <sstream>
 
+#include "cuda.h"
 #include "runtime.h"
 
 int main(int count, char** values) {
@@ -41,7 +42,7 @@ int main(int count, char** values) {
     } else if (word == "launch") {
       Launch wanted;
       words >> name;
-      wanted.kernel = find_kernel(name);
+      wanted.kernel = find_kernel(emulator_kernels, name);
       for (unsigned& extent : wanted.grid) words >> extent;
       for (unsigned& extent : wanted.block) words >> extent;
       words >> wanted.shared_bytes;

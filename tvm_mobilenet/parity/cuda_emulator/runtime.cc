@@ -89,7 +89,6 @@ char* stacks;
 jmp_buf scheduler;
 ucontext_t first_context, fiber_context;
 bool started[kMaxThreads];
-void* library_begin;  // of the shared library that this is part of, if it is
 
 [[noreturn]] void fail(void* where, const char* format, ...) {
   char message[512];
@@ -98,8 +97,8 @@ void* library_begin;  // of the shared library that this is part of, if it is
   vsnprintf(message, sizeof(message), format, list);
   va_end(list);
   Dl_info object;
-  if (where && dladdr(where, &object) && object.dli_fbase == library_begin)
-    where = reinterpret_cast<void*>(uintptr_t(where) - uintptr_t(library_begin));
+  if (where && dladdr(where, &object) && uintptr_t(object.dli_fbase) != kProgramBegin)
+    where = reinterpret_cast<void*>(uintptr_t(where) - uintptr_t(object.dli_fbase));
   fprintf(stderr, "%p\tkernel %s, block (%u, %u, %u), thread (%u, %u, %u): %s\n", where,
           kernel ? kernel->name : "?", block.x, block.y, block.z, threads[current].index.x,
           threads[current].index.y, threads[current].index.z, message);
@@ -427,10 +426,6 @@ void start(int granule_bytes) {
   action.sa_flags = SA_SIGINFO | SA_ONSTACK;
   sigaction(SIGSEGV, &action, nullptr);
   sigaction(SIGBUS, &action, nullptr);
-  Dl_info object;
-  void* here = reinterpret_cast<void*>(&start);
-  if (dladdr(here, &object) && reinterpret_cast<uintptr_t>(object.dli_fbase) != kProgramBegin)
-    library_begin = object.dli_fbase;
 }
 
 void* allocate(const std::string& name, size_t bytes, bool initialised) {
@@ -441,8 +436,8 @@ void deallocate(void* place) { empty(buffer_of(place)); }
 
 void mark_initialised(void* place) { buffer_of(place).initialised = true; }
 
-const EmulatorKernel* find_kernel(const std::string& name) {
-  for (const EmulatorKernel* each = emulator_kernels; each->name; ++each)
+const EmulatorKernel* find_kernel(const EmulatorKernel* table, const std::string& name) {
+  for (const EmulatorKernel* each = table; each->name; ++each)
     if (name == each->name) return each;
   broken("no kernel " + name);
 }

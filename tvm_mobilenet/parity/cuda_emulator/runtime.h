@@ -25,5 +25,6 @@ void* allocate(const std::string& name, size_t bytes, bool initialised);
 void deallocate(void* place);
 void mark_initialised(void* place);
 
-const EmulatorKernel* find_kernel(const std::string& name);
+// Of a table that ends with a kernel without a name, as `emulator_kernels` of the kernels' source.
+const EmulatorKernel* find_kernel(const EmulatorKernel* table, const std::string& name);
 void launch(const Launch& wanted);
