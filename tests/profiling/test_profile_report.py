@@ -55,8 +55,8 @@ def test_rows_have_the_derived_figures(made_up: Report) -> None:
         "v3: no luck",
         "4 of 4 networks were disturbed while they were timed, such as mobilenet_v1 1/224: busy",
     )
-    one = dataclasses.replace(made_up, networks=made_up.networks[1:2])
-    assert one.notes[1] == "mobilenet_v1_shallow 1/224: busy"
+    one = dataclasses.replace(made_up, networks=made_up.networks[1:2], blocks_note="crowded")
+    assert one.notes[1:] == ("mobilenet_v1_shallow 1/224: busy", "crowded")
 
 
 def test_the_front_is_of_known_accuracy(made_up: Report) -> None:
@@ -187,10 +187,11 @@ def test_an_interrupted_report_goes_on(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert len(json.loads(kept.read_text())["networks"]) == 2
 
     _measuring(monkeypatch, bench)
+    monkeypatch.setattr(machine.Watch, "crowding", lambda watch, threads: 1.5)
     found = report(quick=True, keep=kept)
     assert bench.asked == sizes(quick=True), "nothing twice"
     assert report(quick=True, keep=kept) == found and len(bench.asked) == 4 and bench.blocks == 1
-    assert found.networks[0].notes == ("busy",)
+    assert found.networks[0].notes == ("busy",) and found.notes[-1] == report_module.BUSY
     assert list(tmp_path.iterdir()) == [kept]
 
 

@@ -46,6 +46,7 @@ def read(path: Path, wanted: Report) -> Report:
             **{key: document[key] for key in ("cpu", "target", "threads", "runs")},
             networks=networks,
             blocks=blocks,
+            blocks_note=str(document["blocks_note"]),
         )
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error

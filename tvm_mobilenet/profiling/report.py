@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from tvm_mobilenet.profiling.bench import Cell
 
 SHALLOW = "mobilenet_v1_shallow"
+BUSY = (
+    "the machine was busy while blocks were compared: full convolutions, which run longer, lose "
+    "more by that than separable ones; measure again with another --keep file"
+)
 DISTURBANCES = 3  # up to so many networks have a line of their own
 PEER = "onnxruntime"
 BESIDE_PEER = ((V1, 1.0, 224), (CONV, 1.0, 224))  # the two that are held against each other
@@ -103,6 +107,7 @@ class Report:
     networks: tuple[Network, ...]
     blocks: tuple[Block, ...]
     failures: tuple[str, ...] = ()  # networks that could not be measured, and why
+    blocks_note: str = ""  # what was not as it should be while the blocks were timed
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -114,7 +119,7 @@ class Report:
             count = f"{len(disturbed)} of {len(self.networks)} networks"
             told = [f"{count} were disturbed while they were timed, such as {disturbed[0].label}: "]
             told[0] += "; ".join(disturbed[0].notes)
-        return (*self.failures, *told)
+        return (*self.failures, *told, *filter(None, [self.blocks_note]))
 
     def rows(self) -> list[dict[str, Any]]:
         """One flat row a network, the one with the fewest Mult-Adds first.
@@ -137,6 +142,7 @@ class Report:
             "runs": self.runs,
             "networks": self.rows(),
             "blocks": [block.row() for block in self.blocks],
+            "blocks_note": self.blocks_note,
             "separable": self.separable(),
             "whole_networks": self.whole_networks(),
             "notes": list(self.notes),
@@ -204,6 +210,7 @@ def report(
     also for a `keep` that is no report of the same processor, target, threads and runs.
     """
     from tvm_mobilenet.profiling import kept_report, machine
+    from tvm_mobilenet.runtime import library
 
     say = progress or (lambda message: None)
     done = Report(machine.cpu_name(), target, threads, runs, (), ())
@@ -230,12 +237,14 @@ def report(
         if keep is not None:
             kept_report.write(done, keep)
     if not done.blocks:
+        watch = machine.Watch(tuple(library.usable_cpus()))
         try:
             blocks = measure_blocks(target=target, threads=threads, runs=runs, progress=say)
         except (InputError, ParityError) as error:
             done = replace(done, failures=(*done.failures, f"block by block: {error}"))
         else:
-            done = replace(done, blocks=tuple(blocks))
+            note = "" if watch.crowding(threads) is None else BUSY
+            done = replace(done, blocks=tuple(blocks), blocks_note=note)
             if keep is not None:
                 kept_report.write(done, keep)
     # a file may have more than was asked for now
