@@ -33,6 +33,11 @@ def storage(precision: Precision) -> str:
     return "float16" if precision == "float16" else "float32"
 
 
+def stored_bytes(precision: Precision) -> int:
+    """Bytes of one activation or weight in memory."""
+    return 2 if storage(precision) == "float16" else FLOAT_BYTES
+
+
 @dataclass(frozen=True)
 class Activation:
     """Element-wise function at the end of an operator.
@@ -140,10 +145,13 @@ class ConvSpec:
         """Bytes moved if every tensor were read or written exactly once."""
         inputs = self.batch * self.in_channels * self.in_height * self.in_width
         outputs = self.batch * self.out_channels * self.out_height * self.out_width
-        weights = self.out_channels * (
-            self.in_channels // self.groups * self.kernel[0] * self.kernel[1] + 1
-        )
-        return FLOAT_BYTES * (inputs + weights + outputs * (2 if self.residual else 1))
+        per_output = self.in_channels // self.groups * self.kernel[0] * self.kernel[1]
+        weights = self.out_channels * per_output
+        stored = weights + outputs * (2 if self.residual else 1)
+        if self.input_layout != "nchw":  # that is float32, and so is the bias
+            stored, inputs = stored + inputs, 0
+        floats = inputs + self.out_channels
+        return stored_bytes(self.precision) * stored + FLOAT_BYTES * floats
 
     def __str__(self) -> str:
         text = (
@@ -189,7 +197,7 @@ class SeparableSpec:
     def min_bytes(self) -> int:
         """Bytes moved if every tensor but the one between were read or written exactly once."""
         outputs = self.depthwise.out_channels * self.depthwise.out_pixels
-        between = 2 * FLOAT_BYTES * self.batch * outputs
+        between = 2 * stored_bytes(self.depthwise.precision) * self.batch * outputs
         return self.depthwise.min_bytes + self.pointwise.min_bytes - between
 
     def __str__(self) -> str:
@@ -221,8 +229,10 @@ class DenseSpec:
 
     @property
     def min_bytes(self) -> int:
-        weights = self.out_features * (self.in_features + 1)
-        return FLOAT_BYTES * (weights + self.batch * (self.in_features + self.out_features))
+        width, results = stored_bytes(self.precision), self.batch * self.out_features
+        stored = self.in_features * (self.out_features + self.batch)
+        result_width = FLOAT_BYTES if self.float32_output else width
+        return width * stored + result_width * results + FLOAT_BYTES * self.out_features
 
     def __str__(self) -> str:
         text = f"{self.batch}x{self.in_features}->{self.out_features}"
@@ -246,7 +256,8 @@ class PoolSpec:
 
     @property
     def min_bytes(self) -> int:
-        return FLOAT_BYTES * self.batch * self.channels * (self.height * self.width + 1)
+        width = stored_bytes(self.precision)
+        return width * self.batch * self.channels * (self.height * self.width + 1)
 
     def __str__(self) -> str:
         return f"{self.batch}x{self.channels}x{self.height}x{self.width}"
@@ -273,7 +284,8 @@ class ScaleSpec:
 
     @property
     def min_bytes(self) -> int:
-        return FLOAT_BYTES * self.batch * self.channels * (2 * self.height * self.width + 1)
+        width = stored_bytes(self.precision)
+        return width * self.batch * self.channels * (2 * self.height * self.width + 1)
 
     def __str__(self) -> str:
         return f"{self.batch}x{self.channels}x{self.height}x{self.width}"
@@ -306,7 +318,7 @@ class ElementwiseSpec:
 
     @property
     def min_bytes(self) -> int:
-        return FLOAT_BYTES * self.size * (self.operands + 1)
+        return stored_bytes(self.precision) * self.size * (self.operands + 1)
 
     def __str__(self) -> str:
         return f"{'x'.join(map(str, self.shape))} {self.op} {self.activation}"
@@ -330,7 +342,8 @@ class LayoutSpec:
 
     @property
     def min_bytes(self) -> int:
-        return 2 * FLOAT_BYTES * self.batch * self.channels * self.height * self.width
+        both = FLOAT_BYTES + stored_bytes(self.precision)  # outside of the network it is float32
+        return both * self.batch * self.channels * self.height * self.width
 
     def __str__(self) -> str:
         return f"{self.direction} {self.batch}x{self.channels}x{self.height}x{self.width}"

@@ -128,15 +128,18 @@ def test_what_float16_cannot_hold_is_refused() -> None:
 def test_records_of_one_precision_are_not_those_of_another() -> None:
     """They are kept by the operator's text, which says the precision of what depends on it."""
     model = frontend.load_model("mobilenet_v1", alpha=0.25, resolution=32)
-    texts = {}
+    texts, bytes_moved = {}, {}
     for precision in ("float32", "tf32", "float16"):
         mod, _ = lower_operators(model.mod, 4, precision)
         specs = [spec for function in mod.functions.values() if (spec := spec_of(function))]
         texts[precision] = {to_json(spec): spec.kind for spec in specs}
+        bytes_moved[precision] = sum(spec.min_bytes for spec in specs)
     assert not any("precision" in json.loads(text) for text in texts["float32"])
     assert not texts["float16"].keys() & (texts["float32"].keys() | texts["tf32"].keys())
     shared = texts["tf32"].keys() & texts["float32"].keys()
     assert {texts["tf32"][text] for text in shared} == {"depthwise", "pool"}  # no products
+    assert bytes_moved["tf32"] == bytes_moved["float32"]
+    assert 0.5 < bytes_moved["float16"] / bytes_moved["float32"] < 0.55
 
 
 @pytest.mark.parametrize(

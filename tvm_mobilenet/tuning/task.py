@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tvm_mobilenet.compiler_pass.fuse_separable import fuse_separable
 from tvm_mobilenet.compiler_pass.lower_operators import lower_operators
 from tvm_mobilenet.compiler_pass.schedule_operators import spec_of
-from tvm_mobilenet.schedules.base import Rule, rules_for
+from tvm_mobilenet.schedules.base import Rule, activation_lanes, rules_for
 from tvm_mobilenet.schedules.spec import Spec, to_json
 
 if TYPE_CHECKING:
@@ -61,7 +61,8 @@ def candidate_key(rule: str, knobs: dict[str, Any]) -> str:
 def tasks_of(imported: ImportedModel, target: TargetSpec) -> list[Task]:
     """The distinct operators of a network that have a template, in order of execution."""
     with target.tvm_target():
-        mod, call_sites = lower_operators(imported.mod, target.lanes)
+        lanes = activation_lanes(target)
+        mod, call_sites = lower_operators(imported.mod, lanes, target.precision)
         mod, call_sites = fuse_separable(mod, call_sites, target)
     specs = [spec_of(mod[name]) for name, _ in call_sites]
     counts = Counter(to_json(spec) for spec in specs if spec is not None)
