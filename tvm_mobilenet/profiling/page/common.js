@@ -3,8 +3,8 @@ const data = JSON.parse(document.getElementById("data").textContent);
 const $ = (id) => document.getElementById(id);
 
 const number = (value, digits = 1) => value === null || value === undefined ? "–" : value.toFixed(digits);
-const percent = (value, digits = 1) => value === null || value === undefined ? "–" : `${(100 * value).toFixed(digits)} %`;
-const micro = (us) => us === null || us === undefined ? "–" : us >= 1000 ? `${(us / 1000).toFixed(2)} ms` : `${us.toFixed(1)} µs`;
+const percent = (value, digits = 1) => value === null || value === undefined ? "–" : `${(100 * value).toFixed(digits)}\u00a0%`;
+const micro = (us) => us === null || us === undefined ? "–" : us >= 1000 ? `${(us / 1000).toFixed(2)}\u00a0ms` : `${us.toFixed(1)}\u00a0µs`;
 const threads = data.threads === 1 ? "1 thread" : `${data.threads} threads`;
 /** For sorting: what is not known comes last, either way. */
 const compare = (a, b, down) => a === b ? 0 : a === null ? 1 : b === null ? -1 : (typeof a === "string" ? a.localeCompare(b, "en", { numeric: true }) : a - b) * (down ? -1 : 1);
