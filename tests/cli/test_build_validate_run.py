@@ -126,9 +126,9 @@ def test_build_as_json(run: Run, model: Path, tmp_path: Path) -> None:
 def test_build_stops_at_the_gate(
     run: Run, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def of_zeros(outputs: Any, references: Any) -> Any:
+    def of_zeros(outputs: Any, references: Any, *precision: Any) -> Any:
         wrong = [{name: 0 * value for name, value in output.items()} for output in outputs]
-        return judge(wrong, references)
+        return judge(wrong, references, *precision)
 
     monkeypatch.setattr("tvm_mobilenet.deploy.builder.judge", of_zeros)
     done = run("build", model, "-o", tmp_path / "b")
