@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from itertools import pairwise
 
 import numpy as np
@@ -21,7 +22,7 @@ from tvm_mobilenet.parity.cuda_launches import Buffer, HostCode, Launch, lower
 from tvm_mobilenet.profiling.static import occupancy
 from tvm_mobilenet.runtime import nvrtc
 from tvm_mobilenet.schedules import base
-from tvm_mobilenet.schedules.cuda.gemm import problem_of, result_type
+from tvm_mobilenet.schedules.cuda.gemm import MIN_BLOCKS, problem_of, result_type
 from tvm_mobilenet.schedules.cuda.tensor_core import rounded_to_tf32
 from tvm_mobilenet.schedules.cuda.tensor_core_knobs import MOST_REGISTERS, SHARED_BYTES
 from tvm_mobilenet.schedules.spec import (
@@ -335,6 +336,16 @@ SPECS = [POINTWISE, WIDE, STEM, SeparableSpec(DEPTHWISE, POINTWISE)]
 GPUS = [f"cuda-sm{n}" for n in (75, 80, 86, 89, 90, 100, 120)]
 
 
+def with_bounds(source, scheduled):
+    """As the network's compiler has it: ptxas is told how many blocks of an SM there will be."""
+    for i, (_, schedule) in enumerate(scheduled):
+        least = int(schedule.function.attrs[MIN_BLOCKS])
+        bounds = re.compile(rf"__launch_bounds__\((\d+)\)(?= k{i}_kernel)")
+        source, found = bounds.subn(rf"__launch_bounds__(\1, {least})", source)
+        assert found
+    return source
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", GPUS)
 def test_machine_code_for_every_architecture(name):
@@ -343,7 +354,8 @@ def test_machine_code_for_every_architecture(name):
     for precision in PRECISIONS[1 if name == "cuda-sm75" else 0 :]:
         specs = [at_precision(spec, precision) for spec in SPECS]
         scheduled = [(spec, base.schedule(spec, target)) for spec in specs]
-        image = nvrtc.compile_source(lowered(scheduled, target).source, target.gpu.arch)
+        source = with_bounds(lowered(scheduled, target).source, scheduled)
+        image = nvrtc.compile_source(source, target.gpu.arch)
         resources = parse_log(image.log)
         assert len(resources) == len(SPECS)
         for i, (_, schedule) in enumerate(scheduled):
