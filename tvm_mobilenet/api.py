@@ -72,6 +72,7 @@ def build(
     cc: str | None = None,
     arch: Sequence[str] | None = None,
     precision: Precision = "float32",
+    c_library: bool = False,
     progress: Progress | None = None,
 ) -> Bundle:
     """Compile a model, prove it equal to PyTorch, write the bundle `output` and load it.
@@ -100,6 +101,7 @@ def build(
         cc=cc,
         arch=arch,
         precision=precision,
+        c_library=c_library,
         progress=progress,
     )
     return load(built.path)

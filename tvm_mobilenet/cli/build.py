@@ -57,6 +57,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "Debian's cross compiler, the ziglang package, the Android NDK)",
     )
     parser.add_argument(
+        "--c-library",
+        action="store_true",
+        help="for another kind of machine: also write lib/libtvm_mobilenet.so, the network for C "
+        "programs of your own",
+    )
+    parser.add_argument(
         "--arch",
         type=names,
         metavar="SM,SM",
@@ -127,6 +133,7 @@ def run(args: argparse.Namespace) -> int:
         batches=args.batches,
         arch=args.arch,
         precision=args.precision,
+        c_library=args.c_library,
         progress=args.console.info,
         **model_options(args),
     )

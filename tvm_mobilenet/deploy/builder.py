@@ -84,6 +84,7 @@ def build(
     cc: str | None = None,
     arch: Sequence[str] | None = None,
     precision: Precision = "float32",
+    c_library: bool = False,
     progress: Progress | None = None,
 ) -> Built:
     """Build a model (see `frontend.load_model`) for a target and write the bundle.
@@ -96,6 +97,7 @@ def build(
     dump_ir: directory for the IR after each compiler phase.
     cc: the C++ compiler that links, a command (None: see `toolchain.find`).
     arch, precision: of a GPU, see `cuda.check_options`.
+    c_library: for another kind of machine, the network as a C library too (see docs/embed.md).
 
     Raises ParityError, with nothing written, when the compiled code is not equal to PyTorch;
     InputError for a model, target or output that cannot be used; MissingToolError.
@@ -112,6 +114,11 @@ def build(
     compiler = find_compiler(spec, cc)  # before any long work
     architectures = cuda.check_options(spec, arch, precision)
     spec = targets.at_precision(spec, precision)
+    if c_library and (spec.gpu is not None or not toolchain.is_cross(spec)):
+        raise InputError(
+            f"{target} is this kind of machine: its bundle has the C library's source, which "
+            "cmake builds (runner/CMakeLists.txt); leave --c-library out"
+        )
     if threads is not None:
         spec = dataclasses.replace(spec, cores=threads)
     records = applicable(spec, spec.cores, logs)
@@ -142,6 +149,7 @@ def build(
             dump_ir=dump_ir,
             compiler=compiler,
             architectures=architectures,
+            c_library=c_library,
             progress=say,
         )
         if proven.parity.checked and not proven.parity.passed:
@@ -228,6 +236,7 @@ def compile_and_prove(
     dump_ir: Path | None = None,
     compiler: toolchain.Toolchain | None = None,
     architectures: Sequence[str] = (),
+    c_library: bool = False,
     progress: Progress,
 ) -> Proven:
     """Compile, link to the file `library`, load that very file and judge it.
@@ -275,9 +284,10 @@ def compile_and_prove(
             export_library(compiled, library, toolchain=compiler, objects=Path(objects))
             progress("building the runner")
             place = library.with_name("runner")
+            shared = library.with_name("libtvm_mobilenet.so") if c_library else None
             try:
                 runner = device.build_runner(
-                    compiled, Path(objects), compiler, place, threads=threads
+                    compiled, Path(objects), compiler, place, threads=threads, library=shared
                 )
             except NotImplementedError as error:
                 progress(f"no runner: {error}")

@@ -95,7 +95,12 @@ def write_bundle(
         if runner is not None:
             (staging / "bin").mkdir()
             seal(shutil.copy(runner.path, staging / "bin" / "runner"), staging / manifest.SAMPLES)
-            (staging / "README.md").write_text(readme(compiled, parity, path.name), "utf-8")
+            if runner.library is not None:
+                (staging / "lib").mkdir()
+                copy = shutil.copy(runner.library, staging / "lib")
+                seal(copy, staging / manifest.SAMPLES)
+            text = readme(compiled, parity, path.name, library=runner.library is not None)
+            (staging / "README.md").write_text(text, "utf-8")
             document["tools"]["cross-compiler"] = runner.toolchain
         document["files"] = list_files(staging)
         (staging / manifest.NAME).write_text(manifest.seal(document), encoding="utf-8")

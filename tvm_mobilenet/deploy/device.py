@@ -16,19 +16,20 @@ if TYPE_CHECKING:
     from tvm_mobilenet.compiler_pass.pipeline import Compiled
 
 _HERE = Path(__file__).parent
-_SOURCES = (
-    *("runner/main.cc", "runner/batches.cc"),
-    *("standalone/model.cc", "standalone/runtime.cc"),
-)
+_SOURCES = ("runner/batches.cc", "standalone/model.cc", "standalone/runtime.cc")
 _SEAL = "\nTVM-MOBILENET-SHA256 {program} {samples}\n"  # standalone/model.cc reads it
 
 
 @dataclass(frozen=True)
 class Runner:
-    """The program, and the first line that its compiler says of itself."""
+    """The program, and the first line that its compiler says of itself.
+
+    library: the same network behind `tvm_mobilenet.h`, a shared library, where it was asked for.
+    """
 
     path: Path
     toolchain: str
+    library: Path | None = None
 
 
 def build_runner(
@@ -38,8 +39,9 @@ def build_runner(
     output: Path,
     *,
     threads: int | None = None,
+    library: Path | None = None,
 ) -> Runner:
-    """Compile and link `output` for the compiled model's device.
+    """Compile and link `output` for the compiled model's device, and with `library` that too.
 
     objects: the directory with the model's object files, of which those with kernels are linked.
     Raises InputError when the compiler fails, MissingToolError when tvm_ffi has no headers.
@@ -54,17 +56,19 @@ def build_runner(
         mains = (compiled.planned, *(entry.planned for entry in compiled.entries))
         networks = [plan(main, weights) for main in mains]
         write_sources(networks, weights, compiled, place, threads or 0)
-        toolchain.run(
-            *("-std=c++17", "-O1", "-pthread", *form),  # the kernels are compiled already
+        common = (
+            *("-std=c++17", "-O1", "-pthread"),  # the kernels are compiled already
             *(f"-I{path}" for path in headers),
             *(_HERE / name for name in _SOURCES),
             *("network.cc", "weights.s"),
             *sorted(objects.glob("lib*.o")),
-            *("-lm", "-o", output),
-            static=static,
-            cwd=place,
         )
-    return Runner(output, toolchain.version)
+        main = _HERE / "runner/main.cc"
+        toolchain.run(*form, main, *common, "-lm", "-o", output, static=static, cwd=place)
+        if library is not None:
+            interface = ("-shared", "-fPIC", "-fvisibility=hidden", _HERE / "runner/c_api.cc")
+            toolchain.run(*interface, *common, "-lm", "-o", library, cwd=place)
+    return Runner(output, toolchain.version, library)
 
 
 def seal(program: str | Path, samples: Path) -> None:
@@ -74,7 +78,14 @@ def seal(program: str | Path, samples: Path) -> None:
         file.write(digests.encode())
 
 
-def readme(compiled: Compiled, parity: ParityReport, name: str) -> str:
+_LIBRARY_README = """`lib/libtvm_mobilenet.so` is the network behind `runner/tvm_mobilenet.h`:
+
+    g++ PROGRAM.c -Irunner lib/libtvm_mobilenet.so -o PROGRAM    (the compiler for the board)
+
+"""
+
+
+def readme(compiled: Compiled, parity: ParityReport, name: str, *, library: bool = False) -> str:
     """README.md of a bundle for another kind of machine: what to copy there, and what to run."""
     target, model = compiled.target, compiled.imported.name
     proof = (
@@ -83,6 +94,7 @@ def readme(compiled: Compiled, parity: ParityReport, name: str) -> str:
         else f"**It is unproven**: {parity.summary()}. Do not use it before the first command "
         "below has passed on the board."
     )
+    own = _LIBRARY_README if library else ""
     return f"""# {model} for {target.name}
 
 {target.description}. {proof}
@@ -102,6 +114,6 @@ the best classes of an array (`--json` with each for one JSON document):
 Exit code 0: passed; 5: the outputs are wrong; 3: it cannot run there or a file is damaged, with the
 reason. The program compares itself and the samples with their SHA-256 first.
 
-`model.so` is the same code for TVM's runtime (Python, RPC, or an own program, built as `runner/`
-is); `manifest.json` says what every file is.
+{own}`model.so` is the same code for TVM's runtime (Python, RPC, or an own program, built as
+`runner/` is); `manifest.json` says what every file is.
 """

@@ -43,7 +43,7 @@ def tvm_ffi() -> ModuleType:
     Raises MissingToolError when either is not installed.
     """
     try:
-        with _torch_left_alone():
+        with _without_extras():
             import tvm_ffi
     except ImportError as error:
         raise MissingToolError(
@@ -256,16 +256,19 @@ def _linker_name(path: Path, digest: str) -> str:
 
 
 @contextmanager
-def _torch_left_alone() -> Iterator[None]:
-    """Keep `import tvm_ffi` from importing PyTorch (2.5 s) when nobody has imported it yet.
+def _without_extras() -> Iterator[None]:
+    """Keep `import tvm_ffi` from importing PyTorch (2.5 s) and cuda-bindings (6 MiB of memory).
 
-    tvm_ffi's own need for it is optional: tensors pass through DLPack either way.
+    Its own need for them is optional: tensors pass through DLPack either way, and no stream is
+    passed as an object. What somebody has imported already stays.
     """
-    if "torch" in sys.modules or "tvm_ffi" in sys.modules:
-        yield
-        return
-    sys.modules["torch"] = None  # type: ignore[assignment]
+    hidden = [name for name in ("torch", "cuda.bindings") if name not in sys.modules]
+    if "tvm_ffi" in sys.modules:
+        hidden = []
+    for name in hidden:
+        sys.modules[name] = None  # type: ignore[assignment]
     try:
         yield
     finally:
-        del sys.modules["torch"]
+        for name in hidden:
+            del sys.modules[name]
