@@ -1,43 +1,39 @@
 """Everything that needs a GPU, in one command, for a machine with Python, a driver and PyTorch.
 
-    python benchmarks/gpu.py pack gpu.tar.xz --python 3.12    # with a network: what to carry
-    python benchmarks/gpu.py run --carried gpu.tar.xz -o out  # on the GPU machine
-    python benchmarks/gpu.py check                            # what needs no GPU
+    python benchmarks/gpu.py pack gpu.tar.xz --python 3.12      # with a network: what to carry
+    tar xf gpu.tar.xz && python gpu.py run -o out               # on the GPU machine
+    python benchmarks/gpu.py check                              # what needs no GPU
 
-`run` proves every model on the GPU, holds the CUDA graph against single launches, times each kernel
-against the GPU's limits, searches knobs, and times whole networks against PyTorch (eager in
-channels_last, the same under a CUDA graph, torch.compile) in turns. It writes OUT/gpu.json after
-each step and OUT/gpu.md; started again, it goes on where it stopped, so that --limit can cut it.
+`run` proves every model on the GPU at every precision, holds the CUDA graph against single
+launches, times whole networks against PyTorch (eager in channels_last, the same under a CUDA graph,
+torch.compile) in turns and each kernel against the GPU's limits, and searches knobs. It writes
+OUT/gpu.json after each step, OUT/gpu.md, a page with date and device, and OUT/tuning_logs; started
+again, it goes on where it stopped, so that --limit can cut it.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import dataclasses
 import datetime
 import importlib.util
 import json
-import random
 import sys
-import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from gpu_carried import ROOT, pack, unpack
+from gpu_carried import ROOT, pack, unpack, unpack_beside
+from gpu_report import markdown
+from gpu_steps import MODELS, compare, device_name, print_error, prove, told, tune
 
-MODELS = {
-    "V1 1.0/224": ("mobilenet_v1", {}),
-    "V1 0.25/128": ("mobilenet_v1", {"alpha": 0.25, "resolution": 128}),
-    "V2": ("mobilenet_v2", {}),
-    "V3-large": ("mobilenet_v3_large", {}),
-}
 BATCHES = (1, 8, 32, 128)
 PRECISIONS = ("float32", "tf32", "float16")
-NEEDED = ("tvm", "tvm_ffi", "torch", "numpy", "onnx", "onnxscript", "onnx_ir", "safetensors")
+NEEDED = (
+    *("tvm_mobilenet", "tvm", "tvm_ffi", "torch", "numpy", "onnx", "onnxscript", "onnx_ir"),
+    *("safetensors", "cuda.bindings", "cuda.pathfinder"),
+)
 Step = Callable[[], dict[str, Any]]
 
 
@@ -61,8 +57,7 @@ class Results:
             entry = {"state": "done", **step()}
         except Exception as error:
             traceback.print_exc()
-            told = " ".join(f"{type(error).__name__}: {error}".split())
-            entry = {"state": "failed", "error": told}
+            entry = {"state": "failed", "error": told(error)}
         entry["seconds"] = round(time.perf_counter() - start, 1)
         entry["date"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         self.document["steps"][name] = entry
@@ -70,241 +65,13 @@ class Results:
         self.path.with_suffix(".md").write_text(markdown(self.document))
 
 
-@contextlib.contextmanager
-def network(
-    model: str, batch: int, precision: str, target: Any, *, cuda_graph: bool = True
-) -> Iterator[tuple[Any, Any, Any]]:
-    """A network compiled and loaded on the GPU: its model, what the compiler said, the module."""
-    from tvm_mobilenet import frontend, targets
-    from tvm_mobilenet.compiler_pass.pipeline import compile_model
-    from tvm_mobilenet.deploy import cuda
-    from tvm_mobilenet.deploy.library import export_library
-    from tvm_mobilenet.runtime import manifest
-    from tvm_mobilenet.runtime.cuda import DIRECTORY, CudaModule
-    from tvm_mobilenet.tuning.records import applicable
-
-    name, options = MODELS[model]
-    architectures = cuda.check_options(target, None, precision)
-    target = targets.at_precision(target, precision)
-    imported = frontend.load_model(name, batch=batch, **options)
-    with cuda.source_only(target):
-        records = applicable(target, target.cores)
-        compiled = compile_model(imported, target, records=records, cuda_graph=cuda_graph)
-    with tempfile.TemporaryDirectory() as folder:
-        library = export_library(compiled, Path(folder) / manifest.LIBRARY)
-        code = cuda.assemble(compiled, architectures, progress=print_error)
-        code.write(Path(folder) / DIRECTORY)
-        digest = manifest.file_digest(library)
-        module = CudaModule(library, digest, Path(folder) / DIRECTORY)
-        yield imported, (compiled, code), module
-
-
-def prove(model: str, precision: str, target: Any) -> dict[str, Any]:
-    """Parity on the GPU; and the CUDA graph's outputs are those of single launches, to the bit."""
-    import numpy as np
-
-    from tvm_mobilenet.parity import judge, samples
-    from tvm_mobilenet.parity.precision import at_precision
-    from tvm_mobilenet.parity.reference import evaluate
-
-    outputs = []
-    for cuda_graph in (True, False):
-        with network(model, 1, precision, target, cuda_graph=cuda_graph) as found:
-            imported, (compiled, _), module = found
-            references = at_precision(evaluate(imported, samples(imported)), imported, compiled)
-            names = [output.name for output in imported.outputs]
-            feeds = [[s.inputs[i.name] for i in imported.inputs] for s in references]
-            outputs.append(
-                [dict(zip(names, module(*feed), strict=True)) for feed in [*feeds, *feeds]]
-            )
-    with_graph, without = outputs
-    report = judge(with_graph[: len(references)], references, precision)
-    if not report.passed:
-        raise AssertionError(report.summary())
-    same = all(
-        np.array_equal(a[name], b[name], equal_nan=True)
-        for a, b in zip(with_graph, without, strict=True)
-        for name in names
-    )
-    if not same:
-        raise AssertionError("a CUDA graph changes the outputs")
-    return {"summary": report.summary(), "graph_equals_launches": same}
-
-
-def compare(model: str, batch: int, precision: str, target: Any) -> dict[str, Any]:
-    """Ours against PyTorch's three ways, in turns; and each kernel against the GPU's limits."""
-    import numpy as np
-
-    from tvm_mobilenet.profiling import gpu
-
-    with network(model, batch, precision, target) as (imported, (compiled, code), module):
-        shape = imported.inputs[0].shape
-        x = np.random.default_rng(0).standard_normal(shape).astype(imported.inputs[0].dtype)
-        ours = module.enqueuer(x)
-        calls = {"ours": ours, **pytorch(model, shape, precision)}
-        timings = gpu.interleaved(calls)
-        single = {name: gpu.latency(call) for name, call in calls.items()}
-        launches = [dataclasses.asdict(launch) for launch in code.launches]
-        kernels = gpu.kernel_times(ours, launches, compiled.operators, target.gpu, precision)
-    best = min(timing.p50_us for name, timing in timings.items() if name != "ours")
-    return {
-        "launches": len(launches),
-        "back_to_back": {name: dataclasses.asdict(t) for name, t in timings.items()},
-        "single": {name: dataclasses.asdict(t) for name, t in single.items()},
-        "speed_up_over_best_pytorch": best / timings["ours"].p50_us,
-        "kernels": [dataclasses.asdict(kernel) for kernel in kernels],
-    }
-
-
-def pytorch(model: str, shape: tuple[int, ...], precision: str) -> dict[str, Callable[[], Any]]:
-    """PyTorch eager in channels_last, that under a CUDA graph, and torch.compile."""
-    import torch
-
-    from tvm_mobilenet.models import create
-
-    name, options = MODELS[model]
-    module = create(name, **options)
-    kind = torch.float16 if precision == "float16" else torch.float32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
-    torch.backends.cudnn.benchmark = True
-    module = module.eval().to("cuda", kind, memory_format=torch.channels_last)
-    x = torch.randn(shape, device="cuda", dtype=kind).to(memory_format=torch.channels_last)
-
-    def eager() -> Any:
-        with torch.inference_mode():
-            return module(x)
-
-    side = torch.cuda.Stream()
-    with torch.cuda.stream(side):  # warm up as CUDA graphs ask for
-        for _ in range(3):
-            eager()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        eager()
-    optimised = torch.compile(module, mode="max-autotune")
-
-    def compiled() -> Any:
-        with torch.inference_mode():
-            return optimised(x)
-
-    return {"eager": eager, "eager, CUDA graph": graph.replay, "torch.compile": compiled}
-
-
-def tune(model: str, batch: int, target: Any, trials: int, logs: Path) -> dict[str, Any]:
-    """Time random knobs of every operator alone and record those that beat the analytic choice."""
-    import numpy as np
-    import tvm
-
-    from tvm_mobilenet.compiler_pass.schedule_operators import spec_of
-    from tvm_mobilenet.errors import InputError
-    from tvm_mobilenet.runtime.cuda import compiling
-    from tvm_mobilenet.schedules.base import fingerprint, rules_for, scheduled
-    from tvm_mobilenet.schedules.spec import to_json
-    from tvm_mobilenet.tuning import records
-
-    with network(model, batch, "float32", target) as (_, (compiled, _), _):
-        operators = {o.symbol: o for o in compiled.operators if spec_of(compiled.kernels[o.symbol])}
-    choice, device, kept, gains = random.Random(0), tvm.cuda(0), [], {}
-    setting = records.setting_of(target, target.cores, device_name())
-
-    def seconds(function: Any) -> np.ndarray:
-        named = tvm.IRModule({"main": function.with_attr("global_symbol", "main")})
-        with compiling(target.gpu.arch):
-            library = tvm.compile(named, target=target.tvm_target())
-        shapes = [([int(n) for n in p.ty.shape], str(p.ty.dtype)) for p in function.params]
-        values = [tvm.runtime.tensor(np.ones(*shape), device) for shape in shapes]
-        timer = library.mod.time_evaluator("main", device, number=100, repeat=5)
-        return np.array(timer(*values).results)
-
-    for symbol, operator in operators.items():
-        spec = spec_of(compiled.kernels[symbol])
-        rule = next(r for r in rules_for(target) if r.name == operator.schedule)
-        base = scheduled(rule, spec, rule.analytic(spec, target), "analytic").function
-        space = list(rule.space(spec, target))
-        times = {}
-        for knobs in choice.sample(space, min(trials, len(space))):
-            function = scheduled(rule, spec, knobs, "tuned").function
-            with contextlib.suppress(RuntimeError, InputError):  # more than the GPU has
-                times[knobs] = seconds(function)
-        before = seconds(base)
-        if not times:
-            continue
-        best = min(times, key=lambda knobs: np.median(times[knobs]))
-        gains[symbol] = float(np.median(before) / np.median(times[best]))
-        if gains[symbol] > 1.02:
-            function = scheduled(rule, spec, best, "tuned").function
-            kept.append(
-                records.Record(
-                    operator=to_json(spec),
-                    rule=rule.name,
-                    knobs=dataclasses.asdict(best),
-                    fingerprint=fingerprint(function),
-                    setting=setting,
-                    seconds=float(np.median(times[best])),
-                    spread=(float(times[best].min()), float(times[best].max())),
-                    baseline_seconds=float(np.median(before)),
-                    in_network=None,
-                    time=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-                    seed=0,
-                    space="template",
-                )
-            )
-    directory = logs / target.name
-    directory.mkdir(parents=True, exist_ok=True)
-    records.update_records(directory, kept)
-    return {"operators": len(operators), "records": len(kept), "gains": gains}
-
-
-def device_name() -> str:
-    """The GPU's own name."""
-    import torch
-
-    return str(torch.cuda.get_device_name(0))
-
-
-def print_error(text: str) -> None:
-    sys.stderr.write(f"  {text}\n")
-
-
-def markdown(document: dict[str, Any]) -> str:
-    """The results as tables, with device and dates; failures by their message."""
-    steps = document["steps"]
-    lines = ["# On a GPU", "", f"{document.get('device', 'no GPU: nothing was measured')}", ""]
-    lines += ["| step | outcome | date |", "|---|---|---|"]
-    for name, entry in steps.items():
-        told = entry.get("summary") or entry.get("error") or _headline(entry)
-        lines.append(f"| {name} | {entry['state']}: {told} | {entry['date']} |")
-    for name, entry in steps.items():
-        if "kernels" in entry:
-            lines += ["", f"## Kernels, {name}", ""]
-            lines += ["| kernel | launches | us | FLOPs | bandwidth |", "|---|---|---|---|---|"]
-            lines += [
-                f"| {k['kernel']} | {k['launches']} | {k['mean_us']:.2f} | "
-                f"{_percent(k['flops_share'])} | {_percent(k['bandwidth_share'])} |"
-                for k in entry["kernels"]
-            ]
-    return "\n".join(lines) + "\n"
-
-
-def _headline(entry: dict[str, Any]) -> str:
-    if "back_to_back" not in entry:
-        shown = {k: v for k, v in entry.items() if k in ("operators", "records")}
-        return ", ".join(f"{value} {name}" for name, value in shown.items())
-    times = ", ".join(f"{name} {t['p50_us']:.1f} us" for name, t in entry["back_to_back"].items())
-    return f"{times}; {entry['speed_up_over_best_pytorch']:.2f} times the best of PyTorch"
-
-
-def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{share:.0%}"
-
-
 def run(args: argparse.Namespace) -> int:
-    """All steps in order of worth, until the limit."""
+    """All steps in order of worth, until the limit. 4: something is missing, which is named."""
     start = time.monotonic()
-    if args.carried:
-        unpack(args.carried)
-    sys.path.insert(0, str(ROOT))
+    _prepare(args)
+    if missing := missing_here(need_gpu=True):
+        sys.stderr.write("".join(f"missing: {each}\n" for each in missing))
+        return 4
     from tvm_mobilenet import targets
     from tvm_mobilenet.runtime import cuda
 
@@ -325,21 +92,63 @@ def run(args: argparse.Namespace) -> int:
 
 def steps(args: argparse.Namespace, target: Any, logs: Path) -> Iterator[tuple[str, Step]]:
     """Names and steps: proof before speed, the smallest first."""
-    for precision in args.precisions:
+    precisions = [p for p in args.precisions if p == "float32" or target.gpu.peak_gflops(p)]
+    for precision in precisions:
         for model in args.models:
             yield f"parity {model} {precision}", lambda m=model, p=precision: prove(m, p, target)
-    for precision in args.precisions:
-        for batch in args.batches:
+    for batch in args.batches:
+        for precision in precisions:
             for model in args.models:
                 yield (
                     f"compare {model} batch {batch} {precision}",
                     lambda m=model, b=batch, p=precision: compare(m, b, p, target),
                 )
-    for model in args.models:
-        yield (
-            f"tune {model} batch 1",
-            lambda m=model: tune(m, 1, target, args.trials, logs),
-        )
+    for precision in precisions:
+        for model in args.models:
+            yield (
+                f"tune {model} batch 1 {precision}",
+                lambda m=model, p=precision: tune(m, 1, p, target, args.trials, logs),
+            )
+
+
+def missing_here(*, need_gpu: bool) -> list[str]:
+    """What `run` needs and this machine lacks, each with what to do about it."""
+    missing = [
+        f"the Python package {name}; pip install it, or pack it with --extra"
+        for name in NEEDED
+        if not _is_there(name)
+    ]
+    if missing or not need_gpu:
+        return missing
+    import torch
+
+    from tvm_mobilenet.errors import MissingToolError
+    from tvm_mobilenet.runtime import cuda, nvrtc
+
+    if why := cuda.why_not_here():
+        missing.append(f"a GPU that TVM can use: {why}")
+    if not torch.cuda.is_available():
+        missing.append(f"a PyTorch that sees the GPU: {torch.__version__} does not")
+    try:
+        nvrtc.include_directories()  # of float16 and tensor cores
+    except MissingToolError as error:
+        missing.append(f"NVRTC: {error}")
+    return missing
+
+
+def _is_there(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ModuleNotFoundError:  # of what it is a part of
+        return False
+
+
+def _prepare(args: argparse.Namespace) -> None:
+    """Make the packages importable: what was carried, else the repository."""
+    if args.carried:
+        unpack(args.carried)
+    elif not unpack_beside():
+        sys.path.insert(0, str(ROOT))
 
 
 def versions() -> str:
@@ -352,10 +161,11 @@ def versions() -> str:
 
 def check(args: argparse.Namespace) -> int:
     """What is missing here, and one network through everything that a GPU is not needed for."""
-    if args.carried:
-        unpack(args.carried)
-    sys.path.insert(0, str(ROOT))
-    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    _prepare(args)
+    missing = missing_here(need_gpu=False)
+    if missing:
+        sys.stderr.write("".join(f"missing: {each}\n" for each in missing))
+        return 4
     from tvm_mobilenet import frontend, targets
     from tvm_mobilenet.compiler_pass.pipeline import compile_model
     from tvm_mobilenet.deploy import cuda
@@ -377,7 +187,7 @@ def check(args: argparse.Namespace) -> int:
     }
     json.dump(document, sys.stdout, indent=1)
     sys.stdout.write("\n")
-    return 4 if missing else 0
+    return 0
 
 
 def names(text: str) -> list[str]:

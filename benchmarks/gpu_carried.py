@@ -13,12 +13,15 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+SCRIPTS = ("gpu.py", "gpu_steps.py", "gpu_report.py", "gpu_carried.py")
+LIMIT_MIB = 61  # what a file for such a machine may have
 NOT_CARRIED = ("3rdparty", "__pycache__", "include", "cmake", "web")
 
 
 def pack(file: Path, python: str, extra: Sequence[str]) -> int:
-    """TVM with its compiler, tvm_ffi for that Python, and this package, in one file."""
+    """TVM with its compiler, tvm_ffi for that Python, this package and gpu.py, in one file."""
     import tvm
 
     sources = {"tvm": Path(tvm.__file__).parent, "tvm_mobilenet": ROOT / "tvm_mobilenet"}
@@ -44,7 +47,13 @@ def pack(file: Path, python: str, extra: Sequence[str]) -> int:
                 entry = tarfile.TarInfo(f"site/{place}/METADATA")
                 entry.size = len(text.encode())
                 out.addfile(entry, io.BytesIO(text.encode()))
-    sys.stdout.write(f"{file}: {file.stat().st_size / 2**20:.1f} MiB\n")
+            for name in SCRIPTS:
+                out.add(HERE / name, name)
+    mib = file.stat().st_size / 2**20
+    sys.stdout.write(f"{file}: {mib:.1f} MiB; there: tar xf {file.name} && python gpu.py run\n")
+    if mib > LIMIT_MIB:
+        sys.stderr.write(f"{file}: more than {LIMIT_MIB} MiB; take an --extra away\n")
+        return 3
     return 0
 
 
@@ -64,8 +73,23 @@ def unpack(carried: Path) -> None:
         with tempfile.TemporaryDirectory(dir=carried.parent) as folder:
             with tarfile.open(carried) as archive:
                 archive.extractall(folder, filter="data")
-            for wheel in sorted(Path(folder, "wheels").glob("*.whl")):
-                with zipfile.ZipFile(wheel) as archive:
-                    archive.extractall(Path(folder, "site"))
+            _open_wheels(Path(folder))
             Path(folder, "site").rename(place)
     sys.path.insert(0, str(place))
+
+
+def unpack_beside() -> bool:
+    """Make importable what lies unpacked beside this script; False where nothing does."""
+    if not (HERE / "site").is_dir():
+        return False
+    _open_wheels(HERE)
+    sys.path.insert(0, str(HERE / "site"))
+    return True
+
+
+def _open_wheels(place: Path) -> None:
+    """Put the wheels' packages into site/, once."""
+    for wheel in sorted((place / "wheels").glob("*.whl")):
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extractall(place / "site")
+        wheel.unlink()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
+import shutil
 import subprocess
 import sys
 import time
@@ -15,9 +17,12 @@ import torch
 
 from tvm_mobilenet import targets
 from tvm_mobilenet.errors import NothingMeasuredError
+from tvm_mobilenet.parity import cuda_emulate
 from tvm_mobilenet.profiling import gpu
+from tvm_mobilenet.tuning.records import read_records
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "gpu.py"
+DRY_RUN = Path(__file__).with_name("gpu_dry_run.py")
 
 
 class Event:
@@ -47,12 +52,14 @@ def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 def test_contestants_take_turns_in_blocks_of_equal_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "Event", Event)
+    clock = [0.0]  # seconds
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
     order: list[str] = []
 
     def call(name: str, seconds: float):
         def run() -> None:
             order.append(name)
-            time.sleep(seconds)
+            clock[0] += seconds
 
         return run
 
@@ -107,7 +114,7 @@ def test_a_failed_step_is_told_and_tried_again_others_are_kept(script, tmp_path:
     document = json.loads((tmp_path / "gpu.json").read_text())
     assert document["steps"]["first"]["error"] == "ValueError: no such thing"
     text = (tmp_path / "gpu.md").read_text()
-    assert "nothing was measured" in text and "| second | done: it is right |" in text
+    assert "nothing was measured" in text and "- first: ValueError: no such thing" in text
 
 
 def test_only_what_is_needed_is_carried_and_nothing_overwritten(script, tmp_path: Path) -> None:
@@ -124,9 +131,57 @@ def test_only_what_is_needed_is_carried_and_nothing_overwritten(script, tmp_path
 
 
 @pytest.mark.slow
+def test_every_step_runs_to_its_end_on_an_emulated_gpu(tmp_path: Path) -> None:
+    """Proof, graph against launches, turns with PyTorch, tuning, the page; resumed, nothing new."""
+    cuda_emulate.build_driver(tmp_path)
+    environment = os.environ | {"LD_LIBRARY_PATH": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    out = tmp_path / "out"
+    command = [sys.executable, DRY_RUN, tmp_path, "-o", out, "--target", "cuda-sm90"]
+    command += ["--precisions", "float32", "--batches", "1"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    document = json.loads((out / "gpu.json").read_text())
+    steps = document["steps"]
+    assert list(steps) == [
+        "parity small float32",
+        "compare small batch 1 float32",
+        "tune small batch 1 float32",
+    ]
+    parity, compared, tuned = steps.values()
+    assert parity["graph_equals_launches"] and parity["summary"].startswith("parity passed")
+    assert set(compared["back_to_back"]) == {"ours", "eager", "eager, CUDA graph"}
+    assert compared["not_measured"]["torch.compile"] == "RuntimeError: no compiler for max-autotune"
+    assert compared["launches"] == 3
+    assert tuned["summary"].startswith("parity passed") and tuned["network_gain"] > 0
+    written = out / "tuning_logs" / "cuda-sm90" / "records.jsonl"
+    assert tuned["records"] == (len(read_records(written)) if written.exists() else 0)
+    page = (out / "gpu.md").read_text()
+    assert "emulated, on a CPU, sm_90" in page and document["steps"] and "## Speed" in page
+    assert parity["date"] in page and "max-autotune" in page
+
+    again = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    assert json.loads((out / "gpu.json").read_text())["steps"] == steps
+
+
+@pytest.mark.skipif(bool(shutil.which("nvidia-smi")), reason="hardware: a GPU is here")
+def test_what_is_missing_is_named(script, monkeypatch, capsys, tmp_path: Path) -> None:
+    assert script.main(["run", "-o", str(tmp_path)]) == 4
+    told = capsys.readouterr().err.splitlines()
+    assert told[0].startswith("missing: a GPU that TVM can use: this machine has no NVIDIA driver")
+    assert told[1].startswith("missing: a PyTorch that sees the GPU")
+    monkeypatch.setattr(script, "NEEDED", ("json", "no_such_package", "no_such.part"))
+    assert script.main(["run", "-o", str(tmp_path)]) == 4
+    assert [line.split(";")[0] for line in capsys.readouterr().err.splitlines()] == [
+        "missing: the Python package no_such_package",
+        "missing: the Python package no_such.part",
+    ]
+
+
+@pytest.mark.slow
 def test_dry_run_without_a_gpu() -> None:
     command = [sys.executable, str(SCRIPT), "check", "--models", "V1 0.25/128", "--batches", "1,8"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     document = json.loads(done.stdout)
     assert document["missing"] == [] and document["launches"] >= 10
-    assert len(document["steps"]) == 3 + 2 * 3 + 1
+    assert len(document["steps"]) == 3 + 2 * 3 + 3

@@ -1,0 +1,93 @@
+"""benchmarks/gpu.py to its end without a GPU: `python gpu_dry_run.py DIRECTORY [arguments of run]`.
+
+TVM's kernels run emulated, by `parity.cuda_emulate.build_driver` (in DIRECTORY, which
+LD_LIBRARY_PATH must name before this starts); PyTorch's side runs on the CPU behind the names of
+torch.cuda. What is timed is that, and means nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+
+REPOSITORY = Path(__file__).parents[2]
+sys.path[:0] = [str(REPOSITORY / "benchmarks"), str(Path(__file__).parent)]
+
+import gpu  # noqa: E402  of benchmarks/
+import gpu_steps  # noqa: E402
+
+from tvm_mobilenet.parity import cuda_emulate  # noqa: E402
+from tvm_mobilenet.profiling import gpu as timing  # noqa: E402
+from tvm_mobilenet.runtime import nvrtc  # noqa: E402
+
+
+def small() -> torch.nn.Module:
+    """A network of two kernels."""
+    torch.manual_seed(0)
+    layers = [torch.nn.Conv2d(3, 16, 3, 2, 1), torch.nn.ReLU(), torch.nn.Conv2d(16, 8, 1)]
+    return torch.nn.Sequential(*layers)
+
+
+class Event:
+    """A CUDA event by the CPU's clock."""
+
+    def __init__(self, enable_timing: bool) -> None:
+        assert enable_timing
+
+    def record(self) -> None:
+        self.at = time.perf_counter()
+
+    def synchronize(self) -> None:
+        pass
+
+    def elapsed_time(self, end: Event) -> float:
+        return 1e3 * (end.at - self.at)
+
+
+class Stream:
+    """Everything happens at once."""
+
+    def wait_stream(self, other: Stream) -> None:
+        pass
+
+
+def compiled(source: str, arch: str, *, folder: Path) -> nvrtc.Image:
+    """In place of machine code the path of a library for the emulated driver."""
+    place = folder / hashlib.sha256(source.encode()).hexdigest()[:16]
+    if not place.is_dir():
+        place.mkdir()
+        cuda_emulate.build_kernels(source, place)
+    return nvrtc.Image(arch, str(place / "kernels.so").encode() + b"\0", "")
+
+
+def main(folder: Path, arguments: list[str]) -> int:
+    """Put the stand-ins in their places and run."""
+    cuda = torch.cuda
+    gpu.missing_here = lambda need_gpu: []  # torch.cuda.is_available would mislead the exporter
+    cuda.get_device_name = lambda number: "emulated, on a CPU"
+    cuda.synchronize = lambda: None
+    cuda.Event, cuda.Stream, cuda.current_stream = Event, Stream, Stream
+    cuda.stream = cuda.graph = lambda argument: contextlib.nullcontext()
+    cuda.CUDAGraph = lambda: SimpleNamespace(replay=lambda: None)
+
+    def no_compiler(module: torch.nn.Module, mode: str) -> torch.nn.Module:
+        raise RuntimeError(f"no compiler for {mode}")
+
+    torch.compile = no_compiler
+    nvrtc.compile_source = functools.partial(compiled, folder=folder)
+    timing.interleaved = functools.partial(timing.interleaved, blocks=2, block_ms=0.1)
+    timing.latency = functools.partial(timing.latency, runs=2)
+    gpu_steps.DEVICE, gpu_steps.RUNS, gpu_steps.LEAST_GAIN = "cpu", 1, 0.0
+    gpu.MODELS["small"] = gpu_steps.MODELS["small"] = ("gpu_dry_run:small", {"resolution": 16})
+    return gpu.main(["run", "--models", "small", "--trials", "2", *arguments])
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]), sys.argv[2:]))
