@@ -90,7 +90,7 @@ def validate_bundle(
     directory = Path(path)
     if against is None:
         _needs_model(inputs, layers)
-    elif layers:
+    elif not manifest.variants(directory):
         _refuse_layers(layers, _precision(directory))
     if device is not None:
         contents = manifest.read(directory)
@@ -110,7 +110,8 @@ def validate_bundle(
             return _judge_under_qemu(
                 runner, target, references, operators, against if layers else None
             )
-    if manifest.is_bundle(directory) and (why := _why_emulated(directory)):
+    variants = manifest.variants(directory)  # of them the loader takes one that runs here
+    if not variants and (why := _why_emulated(directory)):
         say = progress or (lambda message: None)
         contents = manifest.read(directory)
         manifest.check_files(directory, contents)
@@ -123,6 +124,7 @@ def validate_bundle(
             emulated = dataclasses.replace(emulated, layers=found)
         return emulated
     with Bundle.load(directory, threads=threads) as bundle:
+        _refuse_layers(layers, _precision(bundle.path))
         references = _references(bundle.path, manifest.read(bundle.path), against, inputs)
         outputs = [bundle.program.run(sample.inputs) for sample in references]
         report = judge(outputs, references, _precision(bundle.path))
