@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import errno
 import itertools
+import json
 import os
+import resource
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -166,3 +170,72 @@ def test_samples_cut_short_are_refused(proven: Proven, tmp_path: Path) -> None:
         path.write_bytes(data[: int(share * len(data))])
         with pytest.raises(InputError):
             load_samples(path, ["x"], ["y"])
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("tiny") / "tiny.onnx"
+    onnx.save(onnx.parser.parse_model(MODEL), path)
+    return path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("error", "count"), [(0, 8), (errno.ENOSPC, 4)], ids=["kill", "full"])
+def test_whole_builds_are_killed_or_refused(
+    error: int, count: int, tiny: Path, proven: Proven, tmp_path: Path
+) -> None:
+    """Compiler, linker, parity and bundle in one; every other one has an older bundle there."""
+    numbers = sorted(np.random.default_rng(error).permutation(np.arange(1, 45))[:count].tolist())
+    for number in numbers[::2]:
+        write(proven, tmp_path / str(number) / "out" / "bundle", threads=3)
+    script = Path(__file__).with_name("killed_builds.py")
+    command = [sys.executable, script, tiny, tmp_path, error, *numbers]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+    codes = {each["number"]: each["code"] for each in map(json.loads, done.stdout.splitlines())}
+    assert list(codes) == numbers, done.stderr
+    assert any(code in (-9, 3) for code in codes.values())
+    for number, code in codes.items():
+        said = (tmp_path / f"{number}.said").read_text()
+        output = tmp_path / str(number) / "out" / "bundle"
+        assert code in (-9, 0, 100) if error == 0 else code in (3, 0, 100), said
+        assert "Traceback" not in said
+        assert "\ntvm-mobilenet: error: " in f"\n{said}" or code != 3, said
+        older = number in numbers[::2]
+        if code == 0 or output.exists():
+            assert threads_of(output) in {0: (1,), 100: (1,), 3: (3,), -9: (1, 3)}[code], said
+        assert output.exists() or not older
+        if code == 3:  # refused: nothing is left behind
+            assert list((tmp_path / str(number)).glob("out/.*")) == []
+            assert list((tmp_path / str(number) / "tmp").iterdir()) == []
+
+
+@pytest.mark.slow
+def test_two_whole_builds_into_one_folder_and_one_without_room(tiny: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out" / "bundle"
+    command = [sys.executable, "-m", "tvm_mobilenet", "build", str(tiny), "-o", str(output)]
+    both = [
+        subprocess.Popen([*command, "--threads", threads], stderr=subprocess.PIPE, text=True)
+        for threads in ("1", "2")
+    ]
+    for process in both:
+        said = process.communicate()[1]
+        assert process.returncode == 0, said
+    assert threads_of(output) in (1, 2)
+    assert list(output.parent.iterdir()) == [output]
+    before = output.joinpath(manifest.NAME).read_bytes()
+
+    def no_file_beyond_16_kib() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2**14, 2**14))
+
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=no_file_beyond_16_kib,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+    )
+    assert done.returncode == 3, done.stderr
+    assert "Traceback" not in done.stderr and "tvm-mobilenet: error: " in done.stderr
+    assert output.joinpath(manifest.NAME).read_bytes() == before
+    assert list(tmp_path.iterdir()) == [output.parent]

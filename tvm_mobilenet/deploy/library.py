@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import resource
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -65,6 +66,12 @@ def _check_space(weights: int, *directories: Path) -> None:
     weights: the model's size in bytes; they are held once as object code and once linked.
     """
     needed = 3 * weights + 4 * 2**20
+    most = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    if most != resource.RLIM_INFINITY and most < needed:
+        raise InputError(
+            f"no file may be larger than {most / 1e6:.1f} MB here, linking needs "
+            f"{needed / 1e6:.1f} MB; raise the limit (ulimit -f)"
+        )
     for directory in directories:
         free = shutil.disk_usage(directory).free
         if free < needed:
