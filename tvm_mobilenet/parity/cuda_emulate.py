@@ -205,8 +205,8 @@ def build_driver(directory: Path) -> None:
     name = "libcudart.so.13"
     versions.write_text(f"{name} {{ global: emulator_cudart; }};", encoding="utf-8")
     empty.write_text('extern "C" { int emulator_cudart = 0; }\n', encoding="utf-8")
-    options = (*shared, f"-Wl,-soname,{name}", f"-Wl,--version-script={versions}")
-    own().run(*options, empty, "-o", directory / name)
+    linking = (*shared, f"-Wl,-soname,{name}", f"-Wl,--version-script={versions}")
+    own().run(*linking, empty, "-o", directory / name)
 
 
 def build_kernels(source: str, directory: Path, architecture: int = 900) -> Path:
