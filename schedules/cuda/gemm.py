@@ -43,6 +43,7 @@ MIN_BLOCKS = "tirx.launch_bounds_min_blocks_per_sm"  # TVM's name for a function
 REGISTERS_PER_SM = 65536  # of every architecture since sm_50
 # Registers beyond the estimate that ptxas may use: to load ahead, and for the taps under way.
 SPARE_REGISTERS, TAP_REGISTERS = 16, 48
+FEW_STAGED, ADDRESS_REGISTERS = 8, 56  # what V2's 24 to 144 channels at 56x56 needs on any GPU
 
 
 GemmSpec = ConvSpec | DenseSpec | SeparableSpec
@@ -126,8 +127,10 @@ def product(
 def resident_blocks(spec: GemmSpec, knobs: GemmKnobs) -> int:
     """Blocks of a multiprocessor that ptxas must leave registers for.
 
-    Left alone, it saves registers for more blocks than there are, and spills some.
+    Left alone, it saves registers for more blocks than there are, and spills some. Of more than
+    `FEW_STAGED` float4 under way it spills the addresses, too.
     """
     taps = TAP_REGISTERS if isinstance(spec, SeparableSpec) else 0
-    registers = knobs.registers + SPARE_REGISTERS + taps
+    addresses = ADDRESS_REGISTERS if sum(knobs.staged) > FEW_STAGED else 0
+    registers = knobs.registers + SPARE_REGISTERS + addresses + taps
     return max(1, REGISTERS_PER_SM // (knobs.threads * registers))

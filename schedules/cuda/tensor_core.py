@@ -37,7 +37,6 @@ from tvm import tirx
 from ..spec import SeparableSpec
 from .gemm import (
     REGISTERS_PER_SM,
-    TAP_REGISTERS,
     GemmSpec,
     problem_of,
     product,
@@ -46,8 +45,8 @@ from .operands import operand_of, pack_depthwise
 from .tensor_core_kernel import TensorKernel
 from .tensor_core_knobs import FOURS, TILE, TensorKnobs
 
-# Registers beyond the estimate that ptxas may use: for sm_75, which takes the most.
-SPARE_REGISTERS = 24
+# Registers beyond the estimate that ptxas may use: for sm_75, which takes the most; for taps.
+SPARE_REGISTERS, TAP_REGISTERS = 24, 80
 
 
 def build(spec: GemmSpec, knobs: TensorKnobs) -> tirx.PrimFunc:

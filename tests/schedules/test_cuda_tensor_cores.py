@@ -225,7 +225,8 @@ def test_edge_shapes(rounded_case):
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_more_edge_shapes(precision, rounded_case):
-    assert_right(rounded_case, [at_precision(s, precision) for s in (*FEW_EDGES, *MORE_EDGES)])
+    edges = [*FEW_EDGES, *MORE_EDGES][:: 2 if precision == "tf32" else 1]
+    assert_right(rounded_case, [at_precision(spec, precision) for spec in edges])
 
 
 @pytest.mark.slow
