@@ -43,7 +43,7 @@ MIN_BLOCKS = "tirx.launch_bounds_min_blocks_per_sm"  # TVM's name for a function
 REGISTERS_PER_SM = 65536  # of every architecture since sm_50
 # Registers beyond the estimate that ptxas may use: to load ahead, and for the taps under way.
 SPARE_REGISTERS, TAP_REGISTERS = 16, 48
-FEW_STAGED, ADDRESS_REGISTERS = 8, 56  # what V2's 24 to 144 channels at 56x56 needs on any GPU
+FEW_STAGED, ADDRESS_REGISTERS = 8, 72  # what V2's 24 to 144 channels at 56x56 needs on any GPU
 
 
 GemmSpec = ConvSpec | DenseSpec | SeparableSpec

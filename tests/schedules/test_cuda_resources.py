@@ -1,0 +1,53 @@
+"""No float32 kernel of ours spills, on any GPU that has a target.
+
+CI takes a sample of operators. Every kernel of the paper's networks on every GPU (some 10 minutes
+of one core): ``ALL_CUDA_SHAPES=1 python -m pytest tests/schedules/test_cuda_resources.py``.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from tvm_mobilenet import targets
+from tvm_mobilenet.deploy.cuda import parse_log
+from tvm_mobilenet.parity.cuda_launches import lower
+from tvm_mobilenet.runtime import nvrtc
+from tvm_mobilenet.schedules import base
+from tvm_mobilenet.schedules.cuda.gemm import MIN_BLOCKS
+from tvm_mobilenet.schedules.spec import RELU6, ConvSpec
+
+GPUS = [name for name in targets.names() if targets.load(name).gpu is not None]
+BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "gpu_resources.py"
+MODELS = ("V1 1.0/224", "V1 0.25/128", "V2", "V3-large")
+EXPAND = ConvSpec(1, 24, 56, 56, 144, lanes=4, activation=RELU6)  # V2's; twelve float4 under way
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", GPUS)
+def test_the_most_loaded_kernel_keeps_its_registers(name: str) -> None:
+    target = targets.load(name)
+    function = base.schedule(EXPAND, target).function
+    source = lower({"expand": function}, target).source
+    blocks = int(function.attrs[MIN_BLOCKS])  # as compile_model has it; `lower` leaves it out
+    bound = re.sub(r"(__launch_bounds__\(\d+)\)", rf"\1, {blocks})", source)
+    assert bound != source
+    (used,) = parse_log(nvrtc.compile_source(bound, target.gpu.arch).log).values()
+    assert used.stack_bytes == used.spill_store_bytes == used.spill_load_bytes == 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not os.environ.get("ALL_CUDA_SHAPES"), reason="hardware: takes ten minutes")
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize(
+    ("name", "batch"), [*((n, 1) for n in GPUS), ("cuda-sm75", 32), ("cuda-sm90", 32)]
+)
+def test_no_kernel_spills(name: str, model: str, batch: int) -> None:
+    spec = importlib.util.spec_from_file_location("gpu_resources", BENCHMARK)
+    benchmark = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(benchmark)
+    assert benchmark.resources(model, name, batch).spilling == []
