@@ -1,6 +1,7 @@
 """What ptxas gives every CUDA kernel of the paper's networks, for every GPU that has a target.
 
-    python benchmarks/gpu_resources.py [--targets cuda-sm90,...] [--batches 1,32] [-o kernels.json]
+    python benchmarks/gpu_resources.py [--targets cuda-sm90,...] [--batches 1,32]
+        [--precision float32|tf32|float16] [-o kernels.json]
 
 Compiles each network for each target with the knobs that this target gets, and prints a row for
 each: launches of an inference, the most registers of a thread, bytes spilled, the most shared
@@ -44,6 +45,7 @@ class Resources:
     model: str
     target: str
     batch: int
+    precision: str
     kernels: tuple[StaticKernel, ...]
 
     @property
@@ -60,6 +62,7 @@ class Resources:
             "network": self.model,
             "target": self.target,
             "batch": str(self.batch),
+            "precision": self.precision,
             "launches": str(len(launched)),
             "registers": str(max(k.registers for k in launched)),
             "spilled B": str(sum(k.spill_bytes + k.stack_bytes for k in self.kernels)),
@@ -70,9 +73,12 @@ class Resources:
         }
 
 
-def resources(model: str, target_name: str, batch: int) -> Resources:
-    """Compile one of `MODELS` for a target and read what ptxas said."""
-    target = targets.load(target_name)
+def resources(model: str, target_name: str, batch: int, precision: str = "float32") -> Resources:
+    """Compile one of `MODELS` for a target and read what ptxas said.
+
+    Raises as `targets.at_precision` for a precision that the GPU has not.
+    """
+    target = targets.at_precision(targets.load(target_name), precision)
     assert target.gpu is not None
     with cuda.source_only(target):
         compiled = compile_model(_imported(model, batch), target)
@@ -81,7 +87,7 @@ def resources(model: str, target_name: str, batch: int) -> Resources:
         code.write(Path(folder) / DIRECTORY)
         document = cuda.read_kernels(Path(folder))
     kernels = kernels_of(document, target.gpu.arch, target.gpu)
-    return Resources(model, target_name, batch, tuple(kernels))
+    return Resources(model, target_name, batch, precision, tuple(kernels))
 
 
 @cache
@@ -100,13 +106,14 @@ def main() -> int:
     parser.add_argument("--models", type=_names, default=list(MODELS))
     parser.add_argument("--targets", type=_names, default=list(GPUS))
     parser.add_argument("--batches", type=lambda t: [int(n) for n in _names(t)], default=[1])
+    parser.add_argument("--precision", choices=targets.PRECISIONS, default="float32")
     parser.add_argument("-o", "--output", type=Path, help="every kernel, as JSON")
     args = parser.parse_args()
     found = []
     for batch in args.batches:
         for model in args.models:
             for target in args.targets:
-                found.append(resources(model, target, batch))
+                found.append(resources(model, target, batch, args.precision))
                 row = found[-1].row()
                 if len(found) == 1:
                     print(f"| {' | '.join(row)} |\n{'|---' * len(row)}|")

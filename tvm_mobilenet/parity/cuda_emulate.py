@@ -236,7 +236,8 @@ def emulate(
     """
     name = str(kernel.attrs.get("global_symbol", "main")) if kernel.attrs else "main"
     lowered = lower({name: kernel}, target)
-    with Emulator(lowered.source) as emulator:
+    assert target.gpu is not None
+    with Emulator(lowered.source, 10 * target.gpu.capability) as emulator:
         return run_function(emulator, lowered.functions[name], arguments, outputs)
 
 

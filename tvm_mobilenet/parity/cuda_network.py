@@ -51,7 +51,9 @@ class NetworkEmulator:
         self._names, self._others, self._steps = _steps(
             self._network, self._functions, len(self._imported.inputs)
         )
-        self._emulator = Emulator(cuda_source(compiled.executable))
+        gpu = compiled.target.gpu
+        assert gpu is not None
+        self._emulator = Emulator(cuda_source(compiled.executable), 10 * gpu.capability)
 
     def __enter__(self) -> NetworkEmulator:
         return self
