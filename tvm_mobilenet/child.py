@@ -45,8 +45,13 @@ def ending(code: int) -> str:
     return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
 
 
-def die_with_parent() -> None:
-    """Have the kernel kill this process when the thread that started it ends (Linux only)."""
+def die_with_parent(parent: int | None = None) -> None:
+    """Have the kernel kill this process when the thread that started it ends (Linux only).
+
+    parent: the process that must be alive still; without it this one ends at once.
+    """
     if sys.platform == "linux":
         parent_death_signal = 1  # PR_SET_PDEATHSIG
         ctypes.CDLL(None).prctl(parent_death_signal, signal.SIGKILL)
+        if parent is not None and os.getppid() != parent:
+            os._exit(1)  # it ended before the kernel was asked

@@ -102,7 +102,7 @@ def test_a_device_killed_in_the_middle_costs_no_candidate_and_is_reported(
     start: Start, tmp_path: Path
 ) -> None:
     """What it was measuring is measured by the other device of its key."""
-    model = one_convolution(tmp_path / "one.onnx", 64, 28, 64, 1)  # 0.1 s a candidate and more
+    model = one_convolution(tmp_path / "one.onnx", 64, 56, 64, 1)  # half a second a candidate
     tracker, _ = start("tracker")
     place = ("--rpc-tracker", tracker, "--rpc-key", "pair")
     (victim, process), _ = (start("server", *place) for _ in range(2))

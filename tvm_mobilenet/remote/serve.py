@@ -112,7 +112,8 @@ def serve_device(
         _load_extra_functions()
         server.logger.setLevel(logging.INFO if verbose else logging.ERROR)
         # TVM forks a process for each session
-        os.register_at_fork(after_in_child=lambda: _be_a_session(listener.accepted))
+        own = os.getpid()
+        os.register_at_fork(after_in_child=lambda: _be_a_session(listener.accepted, own))
         ready()
         while True:
             try:
@@ -128,12 +129,12 @@ def _import_light() -> None:
     tvm_ffi()
 
 
-def _be_a_session(connection: int) -> None:
+def _be_a_session(connection: int, server: int) -> None:
     """After the fork: die of the signals that TVM stops a session with, with the server, and with
     the client. TVM notices that its client has gone only after the work that it asked for."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    die_with_parent()
+    die_with_parent(server)
     if hasattr(select, "POLLRDHUP"):  # Linux
         threading.Thread(target=_end_with_client, args=(connection,), daemon=True).start()
 

@@ -31,10 +31,10 @@ void Model::run(const void* const* in, void* const* out, int64_t batch) {
   for (const size_t part : parts(batch)) {
     run_compiled(part, from.data(), to.data());
     for (size_t i = 0; i < inputs.size(); ++i) {
-      from[i] = static_cast<const char*>(from[i]) + inputs[i].bytes_of(batches[part]);
+      from[i] = static_cast<const char*>(from[i]) + bytes_for(inputs[i], batches[part]);
     }
     for (size_t i = 0; i < outputs.size(); ++i) {
-      to[i] = static_cast<char*>(to[i]) + outputs[i].bytes_of(batches[part]);
+      to[i] = static_cast<char*>(to[i]) + bytes_for(outputs[i], batches[part]);
     }
   }
 }

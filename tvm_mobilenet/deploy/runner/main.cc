@@ -112,10 +112,8 @@ class Session {
     if (batch == batch_) return;
     batch_ = batch;
     inputs_.clear(), outputs_.clear(), in_.clear(), out_.clear();
-    for (const TensorInfo& tensor : model_.inputs) inputs_.push_back(allocate(tensor.bytes_of(batch)));
-    for (const TensorInfo& tensor : model_.outputs) {
-      outputs_.push_back(allocate(tensor.bytes_of(batch)));
-    }
+    for (const TensorInfo& tensor : model_.inputs) inputs_.push_back(allocate(bytes_of(tensor)));
+    for (const TensorInfo& tensor : model_.outputs) outputs_.push_back(allocate(bytes_of(tensor)));
     for (const Memory& memory : inputs_) in_.push_back(memory.get());
     for (const Memory& memory : outputs_) out_.push_back(memory.get());
   }
@@ -126,16 +124,16 @@ class Session {
     if (i == 0 && model_.divisible && bytes.size() % tensor.bytes_of(1) == 0 && !bytes.empty()) {
       resize(static_cast<int64_t>(bytes.size() / tensor.bytes_of(1)));
     }
-    if (bytes.size() != tensor.bytes_of(batch_)) {
+    if (bytes.size() != bytes_of(tensor)) {
       throw std::runtime_error(source + " has " + std::to_string(bytes.size()) + " bytes, input '" +
-                               tensor.name + "' takes " + std::to_string(tensor.bytes_of(batch_)));
+                               tensor.name + "' takes " + std::to_string(bytes_of(tensor)));
     }
     std::memcpy(inputs_[i].get(), bytes.data(), bytes.size());
   }
 
   // A batch of rows that are copies of the rows of the bytes, beginning anew behind the last.
   void set_rows(size_t i, const std::vector<char>& bytes) {
-    const size_t total = model_.inputs.at(i).bytes_of(batch_);
+    const size_t total = bytes_of(model_.inputs.at(i));
     for (size_t at = 0; at < total; at += bytes.size()) {
       std::memcpy(inputs_[i].get() + at, bytes.data(), std::min(bytes.size(), total - at));
     }
@@ -151,12 +149,14 @@ class Session {
 
   void write(std::ofstream& file) const {
     for (size_t i = 0; i < outputs_.size(); ++i) {
-      const size_t bytes = model_.outputs[i].bytes_of(batch_);
+      const size_t bytes = bytes_of(model_.outputs[i]);
       file.write(outputs_[i].get(), static_cast<std::streamsize>(bytes));
     }
   }
 
  private:
+  size_t bytes_of(const TensorInfo& tensor) const { return model_.bytes_for(tensor, batch_); }
+
   Model& model_;
   int64_t batch_ = 0;
   std::vector<Memory> inputs_, outputs_;
@@ -185,7 +185,7 @@ void add_errors(std::vector<Errors>& errors, const Session& session, const Model
     const std::string sample = std::to_string(number), place = "." + std::to_string(i);
     const npz::Array& torch32 = samples.at(sample + ".float32" + place);
     const npz::Array& exact = samples.at(sample + ".float64" + place);
-    const size_t count = model.outputs[i].bytes_of(session.batch()) / sizeof(float);
+    const size_t count = model.bytes_for(model.outputs[i], session.batch()) / sizeof(float);
     if (exact.size() == 0 || count % exact.size() != 0) {
       throw std::runtime_error("an output's size differs from the sample's");
     }
@@ -278,7 +278,7 @@ std::vector<Ranked> classify(Session& session, const Model& model,
   for (size_t i = 0; i < files.size(); ++i) session.set_input(i, read_input(files[i]), files[i]);
   session.run();
   const TensorInfo& output = model.outputs.at(0);
-  const size_t total = output.bytes_of(session.batch()) / sizeof(float);
+  const size_t total = model.bytes_for(output, session.batch()) / sizeof(float);
   const auto rows = static_cast<size_t>(output.shape.empty() ? 1 : session.batch());
   const size_t classes = total / rows;
   std::vector<Ranked> ranking;

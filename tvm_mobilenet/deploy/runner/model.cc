@@ -261,8 +261,8 @@ void Model::run_compiled(size_t which, const void* const* in, void* const* out) 
   for (size_t i = 0; i < inputs.size(); ++i) {
     void* data = const_cast<void*>(in[i]);
     if (!is_aligned(data)) {
-      if (!engine_->copies[i]) engine_->copies[i] = allocate(inputs[i].bytes_of(most));
-      data = std::memcpy(engine_->copies[i].get(), data, inputs[i].bytes_of(batch));
+      if (!engine_->copies[i]) engine_->copies[i] = allocate(bytes_for(inputs[i], most));
+      data = std::memcpy(engine_->copies[i].get(), data, bytes_for(inputs[i], batch));
     }
     std::vector<int64_t> extents = inputs[i].shape;
     if (!extents.empty() && which > 0) extents[0] = batch;
@@ -273,7 +273,7 @@ void Model::run_compiled(size_t which, const void* const* in, void* const* out) 
   ffi::Any result;
   engine_->call(&result);
   const auto write = [&](size_t i, const ffi::Tensor& tensor) {
-    const size_t bytes = outputs.at(i).bytes_of(batch);
+    const size_t bytes = bytes_for(outputs.at(i), batch);
     if (tensor.numel() * tensor.dtype().bits / 8 != static_cast<int64_t>(bytes)) {
       throw std::runtime_error("output " + outputs[i].name + " differs in size from the manifest");
     }

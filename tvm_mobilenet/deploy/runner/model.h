@@ -50,6 +50,12 @@ class Model {
   double factor = 0, floor_ulps = 0;  // the parity rule's
   int threads = 0;
   bool verified = false;
+  // Bytes of an input or output at a batch size. As compiled first, tensors may differ in their
+  // first axis; another batch has one for all.
+  size_t bytes_for(const TensorInfo& tensor, int64_t batch) const {
+    return batch == batches[0] ? tensor.bytes : tensor.bytes_of(batch);
+  }
+
   std::vector<int64_t> batches;  // sizes that were compiled, first that of `inputs`
   bool divisible = false;        // whether it runs other sizes in parts
 
