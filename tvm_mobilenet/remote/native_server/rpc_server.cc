@@ -285,7 +285,7 @@ bool Supervise(pid_t session, const Client& client, int signals) {
     stop = waited[0].revents && read(signals, &info, sizeof info) == sizeof info &&
            info.ssi_signo != SIGCHLD;
   }
-  return false;
+  return stop;
 }
 
 bool Serve(const Client& client, int signals) {
