@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from tvm.tirx.script import builder as T
 
@@ -32,6 +32,7 @@ from .operands import Operand
 class Kernel:
     """Emits one product; the methods go from the grid to the single output."""
 
+    PADDING: ClassVar[int] = 0  # pixels between the rows of split sums
     problem: Problem
     knobs: GemmKnobs
     operand: Operand
@@ -201,13 +202,17 @@ class Kernel:
         def one(i: Expr, j: Expr) -> None:
             pixel = first_pixel + i * knobs.pixel_threads
             block = first_channel + j * knobs.channel_threads
-            part = group * (knobs.tile_channels // LANES) + block
-            at = (part * knobs.tile_pixels + pixel) * LANES
+            at = self.part(group, block, pixel)
             copy4(memory, at, sums, i * knobs.thread_channels + j * LANES)
 
         blocks = knobs.thread_channels // LANES
         unrolled(knobs.thread_pixels, lambda i: unrolled(blocks, lambda j: one(i, j)))
         barrier()
+
+    def part(self, group: Expr, block: Expr, pixel: Expr) -> Expr:
+        """Where a group's four sums of a pixel lie in shared memory."""
+        row = group * (self.knobs.tile_channels // LANES) + block
+        return (row * (self.knobs.tile_pixels + self.PADDING) + pixel) * LANES
 
     def finish_split(
         self, memory: Buffer, pixel_tile: Expr, channel_tile: Expr, thread: Expr
@@ -220,17 +225,17 @@ class Kernel:
 
         def one(i: Expr) -> None:
             slot = thread + i * knobs.threads
+            pixel, block = slot % knobs.tile_pixels, slot // knobs.tile_pixels
 
             def output() -> None:
-                copy4(total, 0, memory, slot * LANES)
+                copy4(total, 0, memory, self.part(0, block, pixel))
 
                 def add(g: Expr) -> None:
-                    copy4(part, 0, memory, ((g + 1) * outputs + slot) * LANES)
+                    copy4(part, 0, memory, self.part(g + 1, block, pixel))
                     for lane in range(LANES):
                         T.buffer_store(total, total[lane] + part[lane], [lane])
 
                 unrolled(knobs.split - 1, add)
-                pixel, block = slot % knobs.tile_pixels, slot // knobs.tile_pixels
                 self.output(pixel_tile, channel_tile, pixel, block, total, 0)
 
             when(below(slot, outputs, count * knobs.threads), output)

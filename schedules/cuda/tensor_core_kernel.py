@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from tvm.backend.cuda.op import cuda_func_call
 from tvm.tirx.script import builder as T
@@ -16,13 +16,11 @@ from .ir import (
     barrier,
     below,
     both,
-    ceil_div,
     copy4,
     local,
     serial,
     shared,
     unrolled,
-    when,
 )
 from .tensor_core_knobs import FOURS, PADDING, TILE, TensorKnobs
 
@@ -85,6 +83,7 @@ __device__ __forceinline__ float round_to_tf32(float value) {
 class TensorKernel(Kernel):
     """Emits one product on tensor cores."""
 
+    PADDING: ClassVar[int] = PADDING
     knobs: TensorKnobs  # type: ignore[assignment]
 
     @property
@@ -146,7 +145,7 @@ class TensorKernel(Kernel):
 
         self.results(first_pixel, first_channel, lane, sums, put)
         barrier()
-        self.finish_parts(memory, pixel_tile, channel_tile, thread)
+        self.finish_split(memory, pixel_tile, channel_tile, thread)
 
     def fetch_x(
         self, to: Buffer, d: Expr, step: Expr, pixel_tile: Expr, first: Expr, lane: Expr
@@ -240,37 +239,3 @@ class TensorKernel(Kernel):
             unrolled(2, lambda half: one(i, j, half))
 
         unrolled(knobs.pixels, lambda i: unrolled(knobs.channels, lambda j: row(i, j)))
-
-    def part(self, group: Expr, block: Expr, pixel: Expr) -> Expr:
-        """Where a group's four sums lie in shared memory."""
-        knobs = self.knobs
-        row = group * (knobs.tile_channels // LANES) + block
-        return (row * (knobs.tile_pixels + PADDING) + pixel) * LANES
-
-    def finish_parts(
-        self, memory: Buffer, pixel_tile: Expr, channel_tile: Expr, thread: Expr
-    ) -> None:
-        """Each thread adds the groups' sums of some outputs and writes these."""
-        knobs = self.knobs
-        outputs = knobs.tile_pixels * knobs.tile_channels // LANES
-        count = ceil_div(outputs, knobs.threads)
-        total, part = local(LANES, "total"), local(LANES, "part")
-
-        def one(i: Expr) -> None:
-            slot = thread + i * knobs.threads
-            pixel, block = slot % knobs.tile_pixels, slot // knobs.tile_pixels
-
-            def output() -> None:
-                copy4(total, 0, memory, self.part(0, block, pixel))
-
-                def add(g: Expr) -> None:
-                    copy4(part, 0, memory, self.part(g + 1, block, pixel))
-                    for lane in range(LANES):
-                        T.buffer_store(total, total[lane] + part[lane], [lane])
-
-                unrolled(knobs.split - 1, add)
-                self.output(pixel_tile, channel_tile, pixel, block, total, 0)
-
-            when(below(slot, outputs, count * knobs.threads), output)
-
-        unrolled(count, one)
