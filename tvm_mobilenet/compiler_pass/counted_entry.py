@@ -10,6 +10,8 @@ negative descriptor is passed over: the clock alone is read then.
 
 from __future__ import annotations
 
+from typing import Any
+
 import tvm
 from tvm import relax, tirx
 from tvm.script.ir_builder import IRBuilder
@@ -19,7 +21,6 @@ from tvm_mobilenet.runtime.library import COUNTED_ENTRY
 from tvm_mobilenet.targets import TargetSpec
 
 from .extra_entry import ExtraEntry
-from .relax_graph import is_kernel_call
 from .timed_entry import read_clock, word
 
 _COUNTERS = "read_counters"
@@ -36,20 +37,18 @@ def add_counted_entry(mod: tvm.IRModule, target: TargetSpec) -> tvm.IRModule:
         relax.Var("readings", relax.TensorType(None, "int64", ndim=3)),
         relax.Var("stamps", relax.TensorType([places], "int64")),
     ]
-    entry.call(counters, tensors, 0)
-    done = 0
-    for binding in entry.own:
-        if not is_kernel_call(binding.value):
-            entry.keep(binding)
-            continue
-        if done == 0:
-            entry.call(counters, tensors, 1)
-        entry.keep(binding)
-        done += 1
-        entry.call(counters, tensors, 1 + done)
-        if done == operators:
-            entry.call(counters, tensors, 2 + done)
-    entry.call(counters, tensors, 3 + operators)
+
+    def read(place: int) -> None:
+        entry.call(counters, tensors, place)
+
+    def after(operator: int, _: Any) -> None:
+        read(operator + 2)
+        if operator == operators - 1:
+            read(operators + 2)
+
+    read(0)
+    entry.copy_main(before=lambda: read(1), after=after)
+    read(operators + 3)
     return entry.module(COUNTED_ENTRY, tensors)
 
 

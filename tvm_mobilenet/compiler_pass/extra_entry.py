@@ -6,7 +6,7 @@ an entry shows is what runs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import tvm
@@ -17,23 +17,37 @@ from .relax_graph import bindings_of, is_kernel_call
 
 
 class ExtraEntry:
-    """A copy of ``main`` under way: its own bindings are in `own`, put them back with `keep`."""
+    """A copy of ``main`` under way; `calls` are its kernels' calls."""
 
     def __init__(self, mod: tvm.IRModule) -> None:
         """mod: after memory planning, before shapes are lowered."""
         self._main = copy_with_new_vars(mod["main"])
         self._builder = relax.BlockBuilder(mod)
         self._bindings: list[Any] = []
-        self.own = bindings_of(self._main)
-        self.calls = [binding.value for binding in self.own if is_kernel_call(binding.value)]
+        self._own = bindings_of(self._main)
+        self.calls = [binding.value for binding in self._own if is_kernel_call(binding.value)]
 
     def function(self, function: tirx.PrimFunc, name: str) -> Any:
         """Add a function to the module; what `call` takes."""
         return self._builder.add_func(function, name)
 
-    def keep(self, binding: Any) -> None:
-        """Do next what ``main`` does there."""
-        self._bindings.append(binding)
+    def copy_main(
+        self, after: Callable[[int, Any], None], before: Callable[[], None] = lambda: None
+    ) -> None:
+        """Do what ``main`` does, with the calls of `before` and `after` between.
+
+        before: asked once, ahead of the first operator. after: asked behind every operator, with
+        its number, from 0, and its call.
+        """
+        operator = 0
+        for binding in self._own:
+            kernel = is_kernel_call(binding.value)
+            if kernel and operator == 0:
+                before()
+            self._bindings.append(binding)
+            if kernel:
+                after(operator, binding.value)
+                operator += 1
 
     def call(self, function: Any, tensors: Sequence[Any], *numbers: int) -> None:
         """Call a function of ours next."""

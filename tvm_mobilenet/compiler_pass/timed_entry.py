@@ -21,7 +21,6 @@ from tvm_mobilenet.runtime.library import TIMED_ENTRY
 from tvm_mobilenet.targets import TargetSpec
 
 from .extra_entry import ExtraEntry
-from .relax_graph import is_kernel_call
 
 _CLOCK = "read_clock"
 _CLOCK_MONOTONIC = 1  # Linux's number of it
@@ -33,15 +32,10 @@ def add_timed_entry(mod: tvm.IRModule, target: TargetSpec) -> tvm.IRModule:
     places = len(entry.calls) + 1
     clock = entry.function(_clock(places, target), _CLOCK)
     stamps = relax.Var("stamps", relax.TensorType([places], "int64"))
-    done = 0
-    for binding in entry.own:
-        if not is_kernel_call(binding.value):
-            entry.keep(binding)
-            continue
-        if done == 0:
-            entry.call(clock, [stamps], 0)
-        entry.keep(binding)
-        entry.call(clock, [stamps], done := done + 1)
+    entry.copy_main(
+        before=lambda: entry.call(clock, [stamps], 0),
+        after=lambda operator, _: entry.call(clock, [stamps], operator + 1),
+    )
     return entry.module(TIMED_ENTRY, [stamps])
 
 

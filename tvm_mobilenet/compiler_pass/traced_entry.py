@@ -22,7 +22,6 @@ from tvm.tirx.script import builder as T
 from tvm_mobilenet.runtime.library import TRACED_ENTRY
 
 from .extra_entry import ExtraEntry
-from .relax_graph import is_kernel_call
 
 _EXCHANGE = "exchange_result"
 
@@ -35,19 +34,20 @@ def add_traced_entry(mod: tvm.IRModule) -> tvm.IRModule:
     trace = relax.Var("trace", relax.TensorType([places], "float32"))
     feed = relax.Var("feed", relax.TensorType([operators], "int64"))
     exchanges: dict[int, Any] = {}  # by the rank of the result
-    operator = offset = 0
-    for binding in entry.own:
-        entry.keep(binding)
-        if not is_kernel_call(binding.value):
-            continue
-        if elements := traced_elements(binding.value):
-            result = binding.value.args[-1]
+    offset = 0
+
+    def after(operator: int, call: Any) -> None:
+        nonlocal offset
+        if elements := traced_elements(call):
+            result = call.args[-1]
             rank = len(result.ty.shape)
             if rank not in exchanges:
                 function = _exchange(rank, places, operators)
                 exchanges[rank] = entry.function(function, f"{_EXCHANGE}_{rank}")
             entry.call(exchanges[rank], [result, trace, feed], offset, operator)
-        operator, offset = operator + 1, offset + elements
+            offset += elements
+
+    entry.copy_main(after)
     return entry.module(TRACED_ENTRY, [trace, feed])
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tvm_mobilenet.deploy.library import cpu_features, output_values
-from tvm_mobilenet.parity.judge import FACTOR, FLOOR_ULPS
+from tvm_mobilenet.parity.judge import FACTOR, FEW_VALUES, FLOOR_ULPS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -172,7 +172,8 @@ def write_sources(
         _table("int", "affinity", map(str, compiled.target.affinity)),
         f"const size_t arena_bytes = {max(network.arena_bytes for network in networks)};\n",
         f"const int threads = {threads};\n",
-        f"const double factor = {FACTOR!r}, floor_ulps = {float(FLOOR_ULPS)!r};\n\n",
+        f"const double factor = {float(FACTOR)!r}, floor_ulps = {float(FLOOR_ULPS)!r},\n"
+        f"    few_values = {float(FEW_VALUES)!r};\n\n",
         "}  // namespace network\n",
     ]
     (directory / "network.cc").write_text("".join(text), encoding="utf-8")

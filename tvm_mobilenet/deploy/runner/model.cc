@@ -228,6 +228,7 @@ Model::Model(const std::string& bundle, int threads_, bool verify) : verified(ve
   const auto parity = manifest["parity"].cast<json::Object>();
   factor = parity["factor"].cast<double>();
   floor_ulps = parity["floor_ulps"].cast<double>();
+  if (parity.count("few_values") > 0) few_values = parity["few_values"].cast<double>();
   inputs = tensors(manifest, "inputs");
   outputs = tensors(manifest, "outputs");
   name = text_of(manifest["model"].cast<json::Object>(), "name");

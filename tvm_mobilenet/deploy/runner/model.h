@@ -47,7 +47,7 @@ class Model {
 
   std::vector<TensorInfo> inputs, outputs;
   std::string name, target, samples;  // samples: a file
-  double factor = 0, floor_ulps = 0;  // the parity rule's
+  double factor = 0, floor_ulps = 0, few_values = 0;  // the parity rule's
   int threads = 0;
   bool verified = false;
   // Bytes of an input or output at a batch size. As compiled first, tensors may differ in their

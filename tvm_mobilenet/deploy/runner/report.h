@@ -32,10 +32,11 @@ struct Errors {
     reference_squares += exact * exact;
   }
 
-  bool passed(double factor, double floor_ulps) const {
-    constexpr double kFewValues = 20;  // the random figure of few values counts for more
-    factor *= 1 + kFewValues / static_cast<double>(std::max<int64_t>(values, 1));
-    const double floor = floor_ulps * std::ldexp(1.0, -23);
+  bool passed(const Model& model) const {
+    // the random figure of few values counts for more
+    const double few = model.few_values / static_cast<double>(std::max<int64_t>(values, 1));
+    const double factor = model.factor * (1 + few);
+    const double floor = model.floor_ulps * std::ldexp(1.0, -23);
     const double norm = std::sqrt(reference_squares);
     const double allowed_norm = std::max(factor * std::sqrt(torch_squares), floor * norm);
     return misplaced == 0 && max_abs <= std::max(factor * torch_max_abs, floor * scale) &&
@@ -79,7 +80,7 @@ class Report {
     std::string rows;
     for (size_t i = 0; i < errors.size(); ++i) {
       const Errors& error = errors[i];
-      const bool good = error.passed(model_.factor, model_.floor_ulps);
+      const bool good = error.passed(model_);
       passed = passed && good;
       const std::string& name = model_.outputs[i].name;
       say("%s %s: max error %.3g, PyTorch float32's own %.3g, NaN or infinity misplaced %lld\n",

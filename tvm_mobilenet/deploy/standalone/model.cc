@@ -172,6 +172,7 @@ Model::Model(const std::string& bundle, int threads_, bool verify)
       target(network::target),
       factor(network::factor),
       floor_ulps(network::floor_ulps),
+      few_values(network::few_values),
       threads(threads_ > 0 ? threads_ : network::threads),
       verified(verify) {
   if (!bundle.empty()) throw std::runtime_error("the network is linked in: give no bundle");

@@ -43,7 +43,7 @@ extern const size_t arena_bytes;
 extern const std::vector<std::string> cpu_features;  // by Linux's names: what the code may use
 extern const std::vector<int> affinity;  // the CPUs that it was built for; none: any
 extern const int threads;                // 0: one for each usable CPU
-extern const double factor, floor_ulps;  // the parity rule's
+extern const double factor, floor_ulps, few_values;  // the parity rule's
 
 // Aligned to 64 bytes; in weights.s.
 extern "C" const char network_weights[];
