@@ -17,7 +17,8 @@ from tvm import tirx
 from ..emit import native_bounds
 from ..spec import FLOAT_BYTES, ConvSpec, DenseSpec, Spec, channel_blocks
 from ..templates import convolution as template
-from ..templates.convolution import ConvKnobs, Nest, Tile
+from ..templates.convolution import Nest, Tile
+from ..templates.problem import ConvKnobs
 from ..x86.work import worth_threads
 from .assembly import LANES
 from .pointwise import PointwiseTile
@@ -97,10 +98,14 @@ class StemNest(Nest):
         if not whole or len(tile.kernel_rows) < problem.kernel[0] or not any(tile.run.taps):
             return None
         assert isinstance(self.spec, ConvSpec)
-        return _stem_tile(self.spec, tile.run.taps, len(tile.widths))
+        early = getattr(self.knobs, "early", False)
+        tile_ = _stem_tile(self.spec, tile.run.taps, len(tile.widths), early)
+        return tile_ if tile_.registers <= REGISTERS else None
 
 
-def _stem_tile(spec: ConvSpec, taps: Sequence[tuple[int, ...]], vectors: int) -> StemTile:
+def _stem_tile(
+    spec: ConvSpec, taps: Sequence[tuple[int, ...]], vectors: int, early: bool
+) -> StemTile:
     return StemTile(
         channels=spec.in_channels,
         kernel=spec.kernel,
@@ -110,6 +115,7 @@ def _stem_tile(spec: ConvSpec, taps: Sequence[tuple[int, ...]], vectors: int) ->
         dilation=spec.dilation[1],
         row_bytes=FLOAT_BYTES * spec.in_width * spec.dilation[0],
         plane_bytes=FLOAT_BYTES * spec.in_width * spec.in_height,
+        early=early,
     )
 
 
@@ -156,7 +162,7 @@ class _Convolution:
             unroll=self.unrolls[-1],
             order="pixels" if spec.kind == "stem" else "channels",
             parallel=worth_threads(spec, target),
-            early=target.in_order and self.nest is PointwiseNest,
+            early=target.in_order and self.nest is not Nest,
         )
 
     def space(self, spec: Any, target: TargetSpec) -> Iterable[NeonConvKnobs]:
@@ -164,7 +170,7 @@ class _Convolution:
         near = [tile for tile in cycles if cycles[tile] <= 1.25 * min(cycles.values())]
         parallel = worth_threads(spec, target)
         row_tiles = (0, 1, 2, 4, 8, 16) if spec.kind == "pointwise" else (0,)
-        earlies = (False, True) if self.nest is PointwiseNest and target.in_order else (False,)
+        earlies = (False, True) if self.nest is not Nest and target.in_order else (False,)
         return [
             NeonConvKnobs(*tile, unroll, rows, order, parallel, early=early)
             for tile, unroll, rows, order, early in product(
@@ -213,8 +219,10 @@ class _Stem(_Convolution):
     def tiles(self, spec: Any, target: TargetSpec) -> dict[tuple[int, int], float]:
         found = {}
         for pixels, vectors in product(range(1, 17), range(1, 7)):
-            tile = _stem_tile(spec, [tuple(range(spec.kernel[1]))] * pixels, vectors)
-            if tile.registers <= target.vector_registers:
+            taps = [tuple(range(spec.kernel[1]))] * pixels
+            tile = _stem_tile(spec, taps, vectors, target.in_order)
+            late = _stem_tile(spec, taps, vectors, early=False)
+            if max(tile.registers, late.registers) <= target.vector_registers:
                 found[pixels, vectors] = tile.loads / spec.kernel[1]
         return found or super().tiles(spec, target)
 

@@ -20,8 +20,8 @@ from tvm.tirx.script import builder as T
 from ..emit import LINE, Expr, loop, prefetch, prim_func
 from ..spec import SeparableSpec, channel_blocks
 from . import convolution, depthwise
-from .convolution import ConvKnobs
 from .depthwise import DepthwiseKnobs
+from .problem import ConvKnobs, problem_of
 
 DEPTHWISE_WEIGHT, POINTWISE_WEIGHT = 1, 3  # positions in the call
 
@@ -80,9 +80,7 @@ def build(spec: SeparableSpec, knobs: SeparableKnobs) -> tirx.PrimFunc:
         ("y", out_shape),
     ]
     strip_spec = replace(second, in_height=rows)
-    problem = replace(
-        convolution.problem_of(strip_spec, knobs.pointwise), out_pixels=height * width
-    )
+    problem = replace(problem_of(strip_spec, knobs.pointwise), out_pixels=height * width)
 
     def body(x, depthwise_weight, depthwise_bias, weight, bias, *rest):  # type: ignore[no-untyped-def]
         residual, y = rest[0] if second.residual else None, rest[-1]

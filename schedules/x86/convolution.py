@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..spec import FLOAT_BYTES, ConvSpec, DenseSpec, Spec, channel_blocks
 from ..templates import convolution as template
-from ..templates.convolution import ConvKnobs
+from ..templates.problem import ConvKnobs
 from .work import worth_threads
 
 if TYPE_CHECKING:

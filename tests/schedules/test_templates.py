@@ -28,6 +28,7 @@ from tvm_mobilenet.schedules.spec import (
     to_json,
 )
 from tvm_mobilenet.schedules.templates import convolution, depthwise, separable
+from tvm_mobilenet.schedules.templates.problem import ConvKnobs
 
 HARDSWISH, HARDSIGMOID = Activation("hardswish"), Activation("hardsigmoid")
 TARGETS = (
@@ -113,7 +114,7 @@ def test_convolution_knobs_change_no_number(order, parallel, row_tiles, prefetch
         ConvSpec(2, 24, 9, 7, 40, lanes=8, activation=RELU6, residual=True),
         ConvSpec(1, 11, 9, 7, 20, (3, 3), (2, 2), (1, 1, 1, 1), lanes=8),
     ):
-        knobs = convolution.ConvKnobs(5, 2, 4, row_tiles, order, parallel, prefetch)
+        knobs = ConvKnobs(5, 2, 4, row_tiles, order, parallel, prefetch)
         function = convolution.build(spec, knobs)
         pack = lambda w, _, spec=spec, knobs=knobs: convolution.pack_weight(spec, knobs, w)  # noqa: E731
         assert case(spec).error(function, target, pack) < TOLERANCE
@@ -126,7 +127,7 @@ def test_convolution_in_passes_changes_no_number(parallel, depth, case):
         ConvSpec(2, 43, 7, 7, 44, (3, 3), padding=(1, 1, 1, 1), lanes=8, residual=True),
         ConvSpec(1, 40, 9, 7, 20, (5, 3), (2, 2), (2, 0, 1, 1), lanes=8, activation=RELU6),
     ):
-        knobs = convolution.ConvKnobs(5, 2, parallel=parallel, prefetch=True, depth=depth)
+        knobs = ConvKnobs(5, 2, parallel=parallel, prefetch=True, depth=depth)
         function = convolution.build(spec, knobs)
         pack = lambda w, _, spec=spec, knobs=knobs: convolution.pack_weight(spec, knobs, w)  # noqa: E731
         assert case(spec).error(function, target, pack) < TOLERANCE
