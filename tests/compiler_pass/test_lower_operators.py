@@ -172,6 +172,7 @@ def test_unscheduled_functions_already_mean_the_same():
     np.testing.assert_allclose(*results, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["mobilenet_v1", "mobilenet_v2", "mobilenet_v3_small", "mobilenet_v3_large"]
 )

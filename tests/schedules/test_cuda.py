@@ -38,13 +38,9 @@ def specs(name: str, batch: int = 1) -> list[Spec]:
 
 
 # An inference at batch 1 costs at least its launches; more than now would be a step back.
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "most"),
-    [
-        ("mobilenet_v1", 23),
-        pytest.param("mobilenet_v2", 43, marks=pytest.mark.slow),
-        pytest.param("mobilenet_v3_large", 74, marks=pytest.mark.slow),
-    ],
+    ("name", "most"), [("mobilenet_v1", 23), ("mobilenet_v2", 43), ("mobilenet_v3_large", 74)]
 )
 def test_launches_of_an_inference(name: str, most: int) -> None:
     found = specs(name)
