@@ -35,6 +35,9 @@ def test_passes_exactly_up_to_the_factor(times: float, values: int) -> None:
     if abs(times - limit) > 1e-6:
         assert result.passed == (times <= limit)
     assert result.ratio == pytest.approx(times * FACTOR / limit, rel=1e-6, abs=1e-9)
+    assert result.allowed_max_abs == pytest.approx(limit * TORCH_ERROR, rel=1e-6)
+    length = float(np.linalg.norm(exact)) / values**0.5
+    assert result.allowed_relative_l2 * length == pytest.approx(limit * TORCH_ERROR, rel=1e-6)
     assert result.max_abs == pytest.approx(times * TORCH_ERROR, rel=1e-6, abs=1e-14)
 
 

@@ -67,10 +67,10 @@ class Verdict:
     -20·log₁₀ of it (infinite without error); `cosine` that of the angle between output and
     reference. `ulps` counts values by their distance to the reference rounded to float32, in
     float32 numbers: 0, 1, 2, then up to 4, 8, ... (`ULP_BOUNDS`) and more. `torch_*` are
-    PyTorch's own at float32, `onnxruntime_*` ONNX Runtime's where it was asked. `ratio` is the
-    larger of both errors over what counts as PyTorch's own (the module's text); the output passes
-    when `ratio` <= FACTOR, NaN and infinity stand where PyTorch has them, and top-1 and top-5
-    agree. `problem` is the first thing wrong, "" when it passes.
+    PyTorch's own at float32, `onnxruntime_*` ONNX Runtime's where it was asked. `allowed_*` is what
+    each error may be (the module's text), and `ratio` FACTOR times the larger of both errors over
+    what it may be; the output passes when `ratio` <= FACTOR, NaN and infinity stand where PyTorch
+    has them, and top-1 and top-5 agree. `problem` is the first thing wrong, "" when it passes.
     """
 
     output: str
@@ -82,6 +82,8 @@ class Verdict:
     ulps: tuple[int, ...]
     torch_max_abs: float
     torch_relative_l2: float
+    allowed_max_abs: float
+    allowed_relative_l2: float
     onnxruntime_max_abs: float | None
     onnxruntime_relative_l2: float | None
     ratio: float
@@ -246,10 +248,8 @@ def verdict(
     scale = _max_abs(reference)
     factor = _factor(reference.size)
     allowed = max(factor * torch_max_abs, floor_max * scale)
-    ratio = max(
-        _over(FACTOR * max_abs, allowed),
-        _over(FACTOR * relative, max(factor * torch_relative, floor_relative)),
-    )
+    allowed_relative = max(factor * torch_relative, floor_relative)
+    ratio = max(_over(FACTOR * max_abs, allowed), _over(FACTOR * relative, allowed_relative))
     top = _agreements(got, exact, 2 * allowed)
     peer_max_abs = peer_relative = None
     if len(onnxruntimes) == len(results):
@@ -269,6 +269,8 @@ def verdict(
         ulps=_ulps(got[finite], reference),
         torch_max_abs=torch_max_abs,
         torch_relative_l2=torch_relative,
+        allowed_max_abs=allowed,
+        allowed_relative_l2=allowed_relative,
         onnxruntime_max_abs=peer_max_abs,
         onnxruntime_relative_l2=peer_relative,
         ratio=ratio,
@@ -335,6 +337,8 @@ def _wrong_shape(name: str, inputs: str, got: np.ndarray, exact: np.ndarray) -> 
         ulps=(),
         torch_max_abs=0.0,
         torch_relative_l2=0.0,
+        allowed_max_abs=0.0,
+        allowed_relative_l2=0.0,
         onnxruntime_max_abs=None,
         onnxruntime_relative_l2=None,
         ratio=math.inf,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from tvm_mobilenet.parity.judge import EPSILON, FACTOR, FLOOR_ULPS, Verdict
+from tvm_mobilenet.parity.judge import Verdict
 from tvm_mobilenet.parity.per_layer import OperatorParity, PerLayerReport
 
 
@@ -24,15 +24,15 @@ def draw(report: PerLayerReport, path: Path, title: str) -> Path:
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "tvm-mobilenet"}):
         figure = Figure(figsize=(9, 5), layout="constrained")
         axes = figure.subplots()
-        theirs = _errors(operators, lambda op: op.propagated, torch=True)
+        running = [op.propagated for op in operators if op.propagated]
+        theirs = [verdict.torch_relative_l2 for verdict in running]
+        allowed = [verdict.allowed_relative_l2 for verdict in running]
         alone = _errors(operators, lambda op: op.isolated)
         bottom = min((error for error in (*theirs, *alone) if error), default=1e-9) / 2
-        allowed = [max(FACTOR * error, FLOOR_ULPS * EPSILON) for error in theirs]
         axes.fill_between(places, bottom, allowed, color="C7", alpha=0.2, label="allowed")
         axes.plot(places, theirs, "C7--", label="PyTorch float32, in the network")
-        axes.plot(
-            places, _errors(operators, lambda op: op.propagated), "C0.-", label="in the network"
-        )
+        ours = [verdict.relative_l2 for verdict in running]
+        axes.plot(places, ours, "C0.-", label="in the network")
         axes.plot(places, alone, "C1.", label="each operator alone")
         if wrong := [op for op in operators if op.verdict != "passed"]:
             axes.plot(
@@ -55,10 +55,6 @@ def draw(report: PerLayerReport, path: Path, title: str) -> Path:
 
 
 def _errors(
-    operators: list[OperatorParity],
-    choose: Callable[[OperatorParity], Verdict | None],
-    *,
-    torch: bool = False,
+    operators: list[OperatorParity], choose: Callable[[OperatorParity], Verdict | None]
 ) -> list[float]:
-    verdicts = [verdict for operator in operators if (verdict := choose(operator))]
-    return [v.torch_relative_l2 if torch else v.relative_l2 for v in verdicts]
+    return [verdict.relative_l2 for operator in operators if (verdict := choose(operator))]
