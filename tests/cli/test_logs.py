@@ -70,6 +70,10 @@ def test_list_and_show(tmp_path: Path, capsys) -> None:
     assert main(["logs", "show", "x86-64-v3", "--logs", str(tmp_path)]) == 0
     shown = capsys.readouterr().out
     assert "pointwise 1x16x6x6->24" in shown and "1.300" in shown
+    native = directory_of(targets.load("native"))
+    update_records(tmp_path / native, [record()])
+    assert main(["logs", "show", "native", "--logs", str(tmp_path)]) == 0
+    assert capsys.readouterr().out == shown
 
 
 def test_merge_takes_what_gained_more_and_nothing_twice(tmp_path: Path) -> None:

@@ -232,6 +232,7 @@ def test_what_is_predicted_is_marked_and_yields_to_what_is_measured(tmp_path: Pa
         (["--threads", "4096"], 2, "CPUs"),
         (["--target", "no-such-device"], 3, "unknown target"),
         (["--logs", "/proc/nowhere"], 3, "give another --logs"),
+        (["--csv", "nowhere/table.csv"], 3, "there is no directory nowhere"),
     ],
 )
 def test_what_cannot_be_done_is_said_in_one_line(arguments, code, message, model, capsys) -> None:

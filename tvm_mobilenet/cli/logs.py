@@ -37,7 +37,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "action", choices=("list", "show", "merge", "check", "prune"), help="what to do"
     )
     parser.add_argument(
-        "names", nargs="*", metavar="NAME", help="show: a name of list; merge: directories"
+        "names",
+        nargs="*",
+        metavar="NAME",
+        help="show: a name of list, or native; merge: directories",
     )
     parser.add_argument(
         "--logs",
@@ -106,13 +109,17 @@ def _list(args: argparse.Namespace) -> int:
 
 
 def _show(args: argparse.Namespace) -> int:
+    from tvm_mobilenet import targets
     from tvm_mobilenet.schedules.spec import from_json
     from tvm_mobilenet.tuning import maintain
-    from tvm_mobilenet.tuning.records import RECORDS, read_records
+    from tvm_mobilenet.tuning.records import RECORDS, directory_of, read_records
 
-    records = read_records(maintain.directory(_logs(args), args.names[0]) / RECORDS)
+    name = args.names[0]
+    if name == "native":
+        name = directory_of(targets.load(name))
+    records = read_records(maintain.directory(_logs(args), name) / RECORDS)
     if args.json:
-        emit_json("logs-show", {"target": args.names[0], "records": records})
+        emit_json("logs-show", {"target": name, "records": records})
         return 0
     header = ("OPERATOR", "RULE", "KNOBS", "THREADS", "US", "ANALYTIC", "GAIN", "NETWORK", "TIME")
     rows = []

@@ -138,6 +138,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
+    if args.csv is not None:
+        from tvm_mobilenet.profiling.exports import check_writable
+
+        check_writable(args.csv, "--csv")
     args.console.detail("importing the compiler")
     if args.space == "sketch" and not args.static:
         return _sketch(args)

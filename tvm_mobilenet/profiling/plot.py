@@ -6,9 +6,10 @@ import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 
-from tvm_mobilenet.errors import InputError, MissingToolError, UsageError
+from tvm_mobilenet.errors import MissingToolError, UsageError
 from tvm_mobilenet.profiling.bench import BenchReport, Cell
 from tvm_mobilenet.profiling.contestants import OURS, PEERS
+from tvm_mobilenet.profiling.exports import check_writable
 
 SUFFIXES = (".png", ".svg")
 _COLOURS = {name: f"C{i}" for i, name in enumerate([OURS, *PEERS])}  # the same in every panel
@@ -17,13 +18,12 @@ _COLOURS = {name: f"C{i}" for i, name in enumerate([OURS, *PEERS])}  # the same 
 def check(path: Path) -> None:
     """Whether `draw` will be able to: before minutes of measuring, not after.
 
-    Raises UsageError for another suffix than `SUFFIXES`, InputError when there is no such
-    directory, MissingToolError without matplotlib.
+    Raises UsageError for another suffix than `SUFFIXES`, InputError when no file can be written
+    there, MissingToolError without matplotlib.
     """
     if path.suffix.lower() not in SUFFIXES:
         raise UsageError(f"--plot {path}: the name must end in {' or '.join(SUFFIXES)}")
-    if not path.parent.is_dir():
-        raise InputError(f"--plot {path}: there is no directory {path.parent}")
+    check_writable(path, "--plot")
     if importlib.util.find_spec("matplotlib") is None:
         raise MissingToolError("--plot needs matplotlib: pip install matplotlib")
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -110,10 +111,16 @@ def rows(outcome: Outcome) -> list[tuple[Any, ...]]:
     return table
 
 
+@contextlib.contextmanager
+def _csv_writer(path: Path) -> Iterator[Any]:
+    named = os_errors_named(path, "name another file: --csv FILE")
+    with named, path.open("w", newline="", encoding="utf-8") as file:
+        yield csv.writer(file)
+
+
 def write_csv(outcome: Outcome, path: Path) -> None:
     """The same table and a last line for the network; InputError when it cannot be written."""
-    with os_errors_named(path), path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
+    with _csv_writer(path) as writer:
         writer.writerow(COLUMNS)
         writer.writerows(rows(outcome))
         ends = (_us(outcome.before_seconds), _us(outcome.after_seconds))
@@ -124,19 +131,23 @@ def write_csv(outcome: Outcome, path: Path) -> None:
         writer.writerow(whole)
 
 
+def sketch_columns() -> list[str]:
+    """What is told of a function; the record itself is in the directory of logs."""
+    from tvm_mobilenet.tuning.sketch import SketchOutcome
+
+    return [field.name for field in fields(SketchOutcome) if field.name != "record"]
+
+
 def sketch_fields(outcome: SketchOutcome) -> dict[str, Any]:
-    """One function's outcome as data; the record itself is in the directory of logs."""
-    names = (field.name for field in fields(outcome) if field.name != "record")
-    return {name: getattr(outcome, name) for name in names}
+    """One function's outcome as data, by `sketch_columns`."""
+    return {name: getattr(outcome, name) for name in sketch_columns()}
 
 
 def write_sketch_csv(outcomes: Sequence[SketchOutcome], path: Path) -> None:
     """A line for each function; InputError when it cannot be written."""
-    with os_errors_named(path), path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        rows = [sketch_fields(outcome) for outcome in outcomes]
-        writer.writerow(rows[0] if rows else ())
-        writer.writerows(row.values() for row in rows)
+    with _csv_writer(path) as writer:
+        writer.writerow(sketch_columns())
+        writer.writerows(sketch_fields(outcome).values() for outcome in outcomes)
 
 
 def _us(seconds: float | None) -> float | None:

@@ -148,7 +148,7 @@ def write_all(descriptor: int, data: bytes) -> None:
 
 
 @contextlib.contextmanager
-def os_errors_named(path: Path) -> Iterator[None]:
+def os_errors_named(path: Path, instead: str = "give another --logs DIR") -> Iterator[None]:
     """Turn an OSError into an InputError that says what to do."""
     try:
         yield
@@ -158,7 +158,7 @@ def os_errors_named(path: Path) -> Iterator[None]:
                 f"{path}: no space left on the device; free some, what was measured is kept"
             ) from error
         raise InputError(
-            f"{path}: cannot be written ({error.strerror or error}); give another --logs DIR"
+            f"{path}: cannot be written ({error.strerror or error}); {instead}"
         ) from error
 
 
