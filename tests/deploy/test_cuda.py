@@ -25,6 +25,7 @@ from tvm_mobilenet.parity.cuda_emulate import KernelError
 from tvm_mobilenet.profiling.static import occupancy, profile_static
 from tvm_mobilenet.runtime import cuda as runtime_cuda
 from tvm_mobilenet.runtime import manifest, nvrtc
+from tvm_mobilenet.runtime.ptxas import Resources, compile_without_spills, parse_log
 
 FAKE = Path(__file__).with_name("fake_driver.c")
 RUN_THRICE = """
@@ -173,7 +174,7 @@ def test_nvrtc_compiles_for_every_target(name: str) -> None:
     arch = targets.load(name).gpu.arch
     image = nvrtc.compile_source('extern "C" __global__ void k(float* x) { *x = 1.0f; }', arch)
     assert image.code.startswith(b"\x7fELF")
-    assert list(cuda.parse_log(image.log)) == ["k"]
+    assert list(parse_log(image.log)) == ["k"]
 
 
 def test_arithmetic_is_not_the_fast_kind() -> None:
@@ -188,8 +189,7 @@ def test_source_that_does_not_compile_is_one_line() -> None:
     assert "\n" not in str(e.value)
 
 
-def test_spills_are_read_from_the_log() -> None:
-    source = """extern "C" __global__ void __launch_bounds__(1024, 2) k(float* x) {
+SPILLING = """extern "C" __global__ void __launch_bounds__(1024, 2) k(float* x) {
   float a[80];
   for (int i = 0; i < 80; ++i) a[i] = x[i * 4096 + threadIdx.x];
   __syncthreads();
@@ -198,14 +198,32 @@ def test_spills_are_read_from_the_log() -> None:
     for (int i = 0; i < 80; ++i) s += a[i] * x[i * j];
     x[j * 4096 + threadIdx.x] = s; }
 }"""
-    (used,) = cuda.parse_log(nvrtc.compile_source(source, "sm_90").log).values()
-    assert used.registers <= 32 and used.stack_bytes > 0
+
+
+def test_spills_are_read_from_the_log() -> None:
+    (used,) = parse_log(nvrtc.compile_source(SPILLING, "sm_90").log).values()
+    assert used.registers <= 32 and used.stack_bytes > 0 and used.spills
     text = (
         "ptxas info : Compiling entry function 'f' for 'sm_90'\n"
         "    24 bytes stack frame, 20 bytes spill stores, 16 bytes spill loads\n"
         "ptxas info : Used 255 registers, used 1 barriers, 4096 bytes smem, 400 bytes cmem[0]\n"
     )
-    assert cuda.parse_log(text) == {"f": cuda.Resources(255, 24, 20, 16, 4096)}
+    assert parse_log(text) == {"f": Resources(255, 24, 20, 16, 4096)}
+
+
+@pytest.mark.parametrize(("threads", "spills"), [(256, False), (1024, True)])
+def test_a_kernel_that_spills_gets_the_registers_of_fewer_blocks(threads, spills) -> None:
+    """A thread of 1024 has 64 registers at most, too few for this kernel."""
+    other = 'extern "C" __global__ void __launch_bounds__(64, 8) small(float* x) { *x = 1; }'
+    source = f"{SPILLING.replace('1024, 2', f'{threads}, 8')}\n{other}"
+    assert parse_log(nvrtc.compile_source(source, "sm_90").log)["k"].spills
+    compiled, image = compile_without_spills(source, "sm_90")
+    blocks = int(compiled.split(f"__launch_bounds__({threads}, ")[1].partition(")")[0])
+    assert (parse_log(image.log)["k"].spills, blocks == 1) == (spills, spills)
+    assert other in compiled
+    if not spills:  # and one block more is too many
+        more = compiled.replace(f"({threads}, {blocks})", f"({threads}, {blocks + 1})")
+        assert parse_log(nvrtc.compile_source(more, "sm_90").log)["k"].spills
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 from tvm_mobilenet import targets
-from tvm_mobilenet.deploy.cuda import parse_log
 from tvm_mobilenet.parity.cuda_launches import lower
 from tvm_mobilenet.runtime import nvrtc
+from tvm_mobilenet.runtime.ptxas import parse_log
 from tvm_mobilenet.schedules import base
 from tvm_mobilenet.schedules.cuda.gemm import MIN_BLOCKS
 from tvm_mobilenet.schedules.spec import RELU6, ConvSpec

@@ -16,11 +16,11 @@ import pytest
 from tvm_mobilenet import frontend, targets
 from tvm_mobilenet.compiler_pass.lower_operators import lower_operators
 from tvm_mobilenet.compiler_pass.schedule_operators import spec_of
-from tvm_mobilenet.deploy.cuda import parse_log
 from tvm_mobilenet.parity.cuda_emulate import Emulator, KernelError, run_function
 from tvm_mobilenet.parity.cuda_launches import Buffer, HostCode, Launch, lower
 from tvm_mobilenet.profiling.static import occupancy
 from tvm_mobilenet.runtime import nvrtc
+from tvm_mobilenet.runtime.ptxas import parse_log
 from tvm_mobilenet.schedules import base
 from tvm_mobilenet.schedules.cuda.gemm import MIN_BLOCKS, problem_of, result_type
 from tvm_mobilenet.schedules.cuda.tensor_core import rounded_to_tf32

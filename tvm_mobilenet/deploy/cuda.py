@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from tvm_mobilenet import targets
 from tvm_mobilenet.errors import InputError, UsageError
 from tvm_mobilenet.runtime import cuda, nvrtc
+from tvm_mobilenet.runtime.ptxas import compile_without_spills, parse_log
 
 if TYPE_CHECKING:
     from tvm_mobilenet.compiler_pass.pipeline import Compiled
@@ -27,22 +28,6 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 1
 EMULATION_LIMIT = 1_000_000_000  # mult-adds of one inference; some 100 s
-
-_COMPILING = re.compile(r"Compiling entry function '(\w+)'")
-_STACK = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
-_USED = re.compile(r"Used (\d+) registers")
-_SHARED = re.compile(r"(\d+) bytes smem")
-
-
-@dataclass(frozen=True)
-class Resources:
-    """What ptxas gave one kernel: per thread (bytes of stack and spills), and shared per block."""
-
-    registers: int
-    stack_bytes: int
-    spill_store_bytes: int
-    spill_load_bytes: int
-    shared_bytes: int
 
 
 @dataclass(frozen=True)
@@ -138,16 +123,20 @@ def assemble(
 ) -> GpuCode:
     """Machine code for each architecture, and PTX for the oldest of them and all that are newer.
 
+    Launch bounds that make a kernel spill are relaxed: see `ptxas.compile_without_spills`.
     Raises InputError when a kernel does not compile, MissingToolError without NVRTC.
     """
     from tvm_mobilenet.parity.cuda_launches import cuda_source, lower
 
     source = cuda_source(compiled.executable)
     images = []
-    oldest = min(architectures, key=_number)
-    for arch in (*architectures, f"compute_{_number(oldest)}"):
+    for arch in architectures:
         progress(f"NVRTC: {arch}")
-        images.append(nvrtc.compile_source(source, arch))
+        source, image = compile_without_spills(source, arch)
+        images.append(image)
+    intermediate = f"compute_{min(map(_number, architectures))}"
+    progress(f"NVRTC: {intermediate}")
+    images.append(nvrtc.compile_source(source, intermediate))
     with source_only(compiled.target):
         lowered = lower(compiled.kernels, compiled.target)
     launches = [
@@ -159,23 +148,6 @@ def assemble(
     ]
     precision = compiled.target.precision
     return GpuCode(source, tuple(images), tuple(launches), precision, cuda_graph=True)
-
-
-def parse_log(log: str) -> dict[str, Resources]:
-    """Per kernel, what `ptxas -v` said of it."""
-    found: dict[str, Resources] = {}
-    kernel, stack, stores, loads = "", 0, 0, 0
-    for line in log.splitlines():
-        if named := _COMPILING.search(line):
-            kernel = named[1]
-        elif frame := _STACK.search(line):
-            stack, stores, loads = (int(count) for count in frame.groups())
-        elif used := _USED.search(line):
-            shared = _SHARED.search(line)
-            found[kernel] = Resources(
-                int(used[1]), stack, stores, loads, int(shared[1]) if shared else 0
-            )
-    return found
 
 
 def read_kernels(bundle: Path) -> Mapping[str, Any]:

@@ -10,9 +10,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tvm_mobilenet.deploy.cuda import Resources, read_kernels
+from tvm_mobilenet.deploy.cuda import read_kernels
 from tvm_mobilenet.errors import InputError
 from tvm_mobilenet.runtime import manifest
+from tvm_mobilenet.runtime.ptxas import Resources
 from tvm_mobilenet.targets import GpuSpec, load, names
 
 _WARP = 32  # threads

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tvm_mobilenet.errors import InputError, MissingToolError
-from tvm_mobilenet.runtime import library, nvrtc
+from tvm_mobilenet.runtime import library, nvrtc, ptxas
 
 if TYPE_CHECKING:
     import numpy as np
@@ -75,7 +75,7 @@ def machine_code(directory: Path, capability: int) -> bytes:
     try:
         if f"sm_{capability}" in nvrtc.architectures():
             source = (directory / SOURCE).read_text(encoding="utf-8")
-            return nvrtc.compile_source(source, f"sm_{capability}").code
+            return ptxas.compile_without_spills(source, f"sm_{capability}")[1].code
         reason = f"NVRTC {nvrtc.version()} does not compile for it"
     except (InputError, MissingToolError) as error:
         reason = str(error)
@@ -149,7 +149,7 @@ class CudaModule(library.Module):
 @contextmanager
 def compiling(arch: str) -> Iterator[None]:
     """TVM's question for machine code is answered by NVRTC, for that architecture."""
-    with _answering(lambda source: nvrtc.compile_source(source, arch).code):
+    with _answering(lambda source: ptxas.compile_without_spills(source, arch)[1].code):
         yield
 
 
