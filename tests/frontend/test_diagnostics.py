@@ -52,8 +52,9 @@ def test_truncated_file(kept: float, tmp_path: Path, build: Callable) -> None:
 @pytest.mark.parametrize(
     "content", [b"hello, this is a text\n" * 20, bytes(range(256)) * 8, b"\x89PNG\r\n\x1a\n" * 9]
 )
-def test_other_files(content: bytes, tmp_path: Path) -> None:
-    path = tmp_path / "other.onnx"
+@pytest.mark.parametrize("suffix", [".onnx", ".json", ".textproto", ".onnxtxt"])
+def test_other_files(content: bytes, suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"other{suffix}"
     path.write_bytes(content)
     assert "not an ONNX model" in refused(path)
 

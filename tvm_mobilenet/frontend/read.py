@@ -29,7 +29,8 @@ def read_file(path: Path) -> ModelProto:
     try:
         with path.open("rb") as file:
             head = file.read(4)
-        model = onnx.load(path, load_external_data=False)
+        # whatever the suffix: onnx would read some as JSON or text
+        model = onnx.load(path, format="protobuf", load_external_data=False)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except IsADirectoryError:
