@@ -52,8 +52,17 @@ def test_a_bundle_is_proven_and_timed_over_the_tracker(
         bundle, tracker=tracker.address, key=KEY, threads=1, runs=20, progress=said.append
     )
     assert result.parity.passed
-    assert result.parity.samples == 2
-    assert [verdict.output for verdict in result.parity.outputs] == ["scores", "mean"]
+    assert result.parity.samples == 3
+    assert [(verdict.output, verdict.inputs) for verdict in result.parity.outputs] == [
+        ("scores", "samples"),
+        ("mean", "samples"),
+        ("scores", "batch 4"),
+        ("mean", "batch 4"),
+    ]
+    assert [(one.batch, len(one.seconds), one.passed) for one in result.timings] == [
+        (1, 20, True),
+        (4, 20, True),
+    ]
     assert result.device == server.address
     assert (result.key, result.threads, result.target) == (KEY, 1, "native")
     assert len(result.seconds) == 20
@@ -76,9 +85,11 @@ def test_the_command_prints_a_table_or_json(
     where = ("--rpc-tracker", tracker.address, "--rpc-key", KEY, "--runs", 7)
     table = cli("deploy", bundle, *where)
     assert table.returncode == 0, table.stderr
-    header, row, _, verdict = table.stdout.splitlines()
-    assert header.split()[:3] == ["DEVICE", "TARGET", "THREADS"]
-    assert row.split()[0] == server.address and row.split()[-2:] == ["7", "passed"]
+    header, *rows, _, verdict = table.stdout.splitlines()
+    assert header.split()[:4] == ["DEVICE", "TARGET", "THREADS", "BATCH"]
+    assert [row.split()[3] for row in rows] == ["1", "4"]
+    for row in rows:
+        assert row.split()[0] == server.address and row.split()[-2:] == ["7", "passed"]
     assert verdict.startswith("parity passed")
     answer = cli("deploy", bundle, *where, "--json")
     assert answer.returncode == 0, answer.stderr
@@ -86,7 +97,10 @@ def test_the_command_prints_a_table_or_json(
     assert (document["schema_version"], document["kind"]) == (1, "deploy")
     assert document["parity"]["state"] == "passed"
     assert document["latency_seconds"]["runs"] == 7
-    assert 0 < document["latency_seconds"]["min"] <= document["latency_seconds"]["median"]
+    assert [(one["batch"], one["passed"]) for one in document["batches"]] == [(1, True), (4, True)]
+    assert document["batches"][0]["latency_seconds"] == document["latency_seconds"]
+    for one in document["batches"]:
+        assert 0 < one["latency_seconds"]["min"] <= one["latency_seconds"]["median"]
     listed = json.loads(cli("rpc", "devices", "--rpc-tracker", tracker.address, "--json").stdout)
     assert [(key["key"], key["devices"]) for key in listed["keys"]] == [(KEY, [server.address])]
 
@@ -164,7 +178,7 @@ def test_tvms_own_server_without_a_tracker_is_enough(
 def test_nobody_there(bundle: Path, tracker: Any, server: Any) -> None:
     with pytest.raises(InputError, match=r"no device of key 'other': it has board"):
         tm.deploy(bundle, tracker=tracker.address, key="other")  # type: ignore[operator]
-    with pytest.raises(NothingMeasuredError, match=r"127\.0\.0\.1:1: connection lost"):
+    with pytest.raises(NothingMeasuredError, match=r"127\.0\.0\.1:1: connection lost \(no RPC server answers"):
         tm.deploy(bundle, rpc="127.0.0.1:1")  # type: ignore[operator]
     with pytest.raises(UsageError, match="either a tracker and a key"):
         tm.deploy(bundle, rpc="127.0.0.1:1", tracker=tracker.address)  # type: ignore[operator]

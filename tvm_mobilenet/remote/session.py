@@ -39,8 +39,11 @@ def session(grant: Grant, seconds: float) -> Iterator[RPCSession]:
     except tvm.error.RPCError as error:
         raise RemoteError(f"{grant.address}: {first_line(error)}") from error
     except tvm.error.InternalError as error:
-        closed = "RPCCode::kReturn" in str(error)  # TVM expected an answer and got the end
-        reason = "closed by the device" if closed else first_line(error)
+        reason = first_line(error)
+        if "RPCCode::kReturn" in str(error):  # TVM expected an answer and got the end
+            reason = "closed by the device"
+        elif "sock.Connect" in str(error):
+            reason = "no RPC server answers there"
         raise LostDeviceError(f"{grant.address}: connection lost ({reason})") from error
 
 
