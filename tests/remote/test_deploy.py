@@ -178,7 +178,9 @@ def test_tvms_own_server_without_a_tracker_is_enough(
 def test_nobody_there(bundle: Path, tracker: Any, server: Any) -> None:
     with pytest.raises(InputError, match=r"no device of key 'other': it has board"):
         tm.deploy(bundle, tracker=tracker.address, key="other")  # type: ignore[operator]
-    with pytest.raises(NothingMeasuredError, match=r"127\.0\.0\.1:1: connection lost \(no RPC server"):
+    with pytest.raises(
+        NothingMeasuredError, match=r"127\.0\.0\.1:1: connection lost \(no RPC server"
+    ):
         tm.deploy(bundle, rpc="127.0.0.1:1")  # type: ignore[operator]
     with pytest.raises(UsageError, match="either a tracker and a key"):
         tm.deploy(bundle, rpc="127.0.0.1:1", tracker=tracker.address)  # type: ignore[operator]
