@@ -17,7 +17,7 @@ import pytest
 from onnx import numpy_helper, parser
 
 SMALL = """<ir_version: 10, opset_import: ["" : 18]>
-small (float[1,3,16,16] picture) => (float[1,7] scores, float[1,16] mean) {
+small (float[N,3,16,16] picture) => (float[N,7] scores, float[N,16] mean) {
     stem = Conv<strides=[2,2], pads=[1,1,1,1]>(picture, w0, b0)
     active = Relu(stem)
     pooled = GlobalAveragePool(active)
@@ -82,7 +82,7 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
 
 @pytest.fixture(scope="session")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small network's bundle for this machine, with two outputs."""
+    """A small network's bundle for this machine, with two outputs and two batch sizes."""
     from tvm_mobilenet import deploy
 
     random = np.random.default_rng(0)
@@ -93,7 +93,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
         model.graph.initializer.append(numpy_helper.from_array(values, name))
     folder = tmp_path_factory.mktemp("bundles")
     onnx.save(model, folder / "small.onnx")
-    return deploy.build(folder / "small.onnx", output=folder / "small").path
+    return deploy.build(folder / "small.onnx", output=folder / "small", batches=[4]).path
 
 
 @pytest.fixture

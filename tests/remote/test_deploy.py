@@ -75,7 +75,8 @@ def test_a_bundle_is_proven_and_timed_over_the_tracker(
 def server_is_idle(tracker: Any) -> None:
     from tvm_mobilenet.remote.tracker import Address, Tracker
 
-    while Tracker(Address.parse(tracker.address)).devices()[0].busy:
+    client = Tracker(Address.parse(tracker.address))
+    while not (devices := client.devices()) or devices[0].busy:  # none: it is about to come back
         pass
 
 

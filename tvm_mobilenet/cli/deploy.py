@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 HELP = (
     "Upload a bundle's compiled module to a device over TVM's RPC, run the bundle's samples there, "
-    "hold the outputs against PyTorch's by the bundle's own rule, measure the latency, and remove "
-    "what was uploaded. The device needs only a server of TVM's runtime: 'tvm-mobilenet rpc "
-    "server' or 'python -m tvm.exec.rpc_server'. Exit code 5 when parity fails, 6 when the device "
-    "fails. This runs the bundle's code there."
+    "hold the outputs against PyTorch's by the bundle's own rule, measure the latency, both at "
+    "every batch size with kernels of its own, and remove what was uploaded. The device needs only "
+    "a server of TVM's runtime: 'tvm-mobilenet rpc server' or 'python -m tvm.exec.rpc_server'. "
+    "Exit code 5 when parity fails, 6 when the device fails. This runs the bundle's code there."
 )
 
 
@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--runs",
         type=positive_int,
         metavar="N",
-        help="timed runs (default: as many as fill three seconds, 5 to 1000)",
+        help="timed runs at each batch size (default: as many as fill three seconds, 5 to 1000)",
     )
     parser.add_argument(
         "--wait",
@@ -94,25 +94,23 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _print(deployment: Deployment) -> None:
-    milliseconds = [
-        f"{1e3 * value:.4g}"
-        for value in (
-            deployment.median_seconds,
-            min(deployment.seconds),
-            deployment.p95_seconds,
-        )
-    ]
+    heads = ("DEVICE", "TARGET", "THREADS", "BATCH", "MEDIAN ms", "MIN ms", "P95 ms", "RUNS")
     print_table(
-        ("DEVICE", "TARGET", "THREADS", "MEDIAN ms", "MIN ms", "P95 ms", "RUNS", "PARITY"),
+        (*heads, "PARITY"),
         [
             (
                 deployment.device,
                 deployment.target,
                 deployment.threads,
-                *milliseconds,
-                len(deployment.seconds),
-                "passed" if deployment.parity.passed else "FAILED",
+                timing.batch,
+                *(
+                    f"{1e3 * value:.4g}"
+                    for value in (timing.median_seconds, min(timing.seconds), timing.p95_seconds)
+                ),
+                len(timing.seconds),
+                "passed" if timing.passed else "FAILED",
             )
+            for timing in deployment.timings
         ],
     )
     if deployment.parity.passed:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,12 +26,13 @@ class NetworkRun:
     """What a network gave on a device: outputs by sample and position, seconds of each timed run.
 
     `stamps`: the device's clock in nanoseconds before the first operator and after each one, (runs,
-    operators + 1); None where not asked for.
+    operators + 1); None where not asked for. `others`: the runs of other entries.
     """
 
     outputs: tuple[tuple[np.ndarray, ...], ...]
     seconds: tuple[float, ...]
-    stamps: np.ndarray | None
+    stamps: np.ndarray | None = None
+    others: tuple[NetworkRun, ...] = ()
 
 
 def run_network(
@@ -43,41 +44,56 @@ def run_network(
     runs: int | None,
     operators: int | None,
     seconds: float,
+    others: Mapping[str, Sequence[Sequence[np.ndarray]]] | None = None,
 ) -> NetworkRun:
     """Run a bundle's library on each sample (its inputs in order), then time it on the last one.
 
     runs: how many timed runs; None takes as many as fill three seconds, 5 to 1000.
     operators: how many the network has, to time each of them in at most 100 runs; None does not.
-    seconds: for all of it, kept by the device. Raises as `session.session` does.
+    seconds: for all of it, kept by the device. others: samples for other functions of the library
+    by name, run and timed in the same way. Raises as `session.session` does.
     """
-    import tvm
     from tvm.runtime.vm import VirtualMachine
 
     with session(grant, seconds) as connection, uploaded(connection, library) as module:
         use_threads(connection, threads)
         device = connection.cpu(0)
         machine = VirtualMachine(module, device)
-        outputs = []
-        for inputs in samples:
-            arrays = [tvm.runtime.tensor(array, device=device) for array in inputs]
-            machine.set_input(_ENTRY, *arrays)
-            machine.invoke_stateful(_ENTRY)
-            outputs.append(tuple(_arrays(machine.get_outputs(_ENTRY))))
-        once = machine.time_evaluator("invoke_stateful", device, number=1, repeat=1)
-        estimate = float(once(_ENTRY).results[0])
-        fitting = int(_TIMED_SECONDS / max(estimate, 1e-9))
-        count = runs or min(max(fitting, _FEWEST_RUNS), _MOST_RUNS)
-        timed = machine.time_evaluator("invoke_stateful", device, number=1, repeat=count)
-        times = tuple(float(value) for value in timed(_ENTRY).results)
-        stamps = None
+        first = _run_entry(machine, _ENTRY, samples, device, runs)
         if operators is not None:
-            some = min(count, _MOST_STAMPED_RUNS)
-            stamps = _stamps(machine, arrays, operators, device, some)
-        return NetworkRun(tuple(outputs), times, stamps)
+            some = min(len(first.seconds), _MOST_STAMPED_RUNS)
+            first = replace(first, stamps=_stamps(machine, samples[-1], operators, device, some))
+        rest = [
+            _run_entry(machine, entry, its, device, runs) for entry, its in (others or {}).items()
+        ]
+        return replace(first, others=tuple(rest))
+
+
+def _run_entry(
+    machine: VirtualMachine,
+    entry: str,
+    samples: Sequence[Sequence[np.ndarray]],
+    device: Any,
+    runs: int | None,
+) -> NetworkRun:
+    """One function of the library on its samples, then timed on the last one."""
+    import tvm
+
+    outputs = []
+    for inputs in samples:
+        machine.set_input(entry, *(tvm.runtime.tensor(array, device=device) for array in inputs))
+        machine.invoke_stateful(entry)
+        outputs.append(tuple(_arrays(machine.get_outputs(entry))))
+    once = machine.time_evaluator("invoke_stateful", device, number=1, repeat=1)
+    estimate = float(once(entry).results[0])
+    fitting = int(_TIMED_SECONDS / max(estimate, 1e-9))
+    count = runs or min(max(fitting, _FEWEST_RUNS), _MOST_RUNS)
+    timed = machine.time_evaluator("invoke_stateful", device, number=1, repeat=count)
+    return NetworkRun(tuple(outputs), tuple(float(value) for value in timed(entry).results))
 
 
 def _stamps(
-    machine: VirtualMachine, inputs: Sequence[Any], operators: int, device: Any, runs: int
+    machine: VirtualMachine, inputs: Sequence[np.ndarray], operators: int, device: Any, runs: int
 ) -> np.ndarray:
     """See `compiler_pass.timed_entry`. Called as it is: `set_input` would copy the stamps."""
     import numpy as np
@@ -87,10 +103,11 @@ def _stamps(
         entry = machine[TIMED_ENTRY]
     except AttributeError as error:
         raise RemoteError(f"the bundle has no {TIMED_ENTRY}; build it again") from error
+    arrays = [tvm.runtime.tensor(array, device=device) for array in inputs]
     stamps = tvm.runtime.tensor(np.zeros(operators + 1, np.int64), device=device)
     rows = []
     for _ in range(runs + 1):  # the first warms up
-        entry(*inputs, stamps)
+        entry(*arrays, stamps)
         rows.append(stamps.numpy())
     return np.array(rows[1:])
 
