@@ -55,6 +55,18 @@ def test_build_gives_a_loaded_bundle_that_computes_what_the_module_does(
     np.testing.assert_allclose(bundle.run(x), wanted, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("target", ["rpi2", "cuda-sm80"])
+def test_build_refuses_what_it_could_not_load_before_it_writes(
+    target: str, module: torch.nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tvm_mobilenet.runtime.cuda.why_not_here", lambda: "no GPU")
+    said: list[str] = []
+    output = tmp_path / "out"
+    with pytest.raises(InputError, match=f"{target}: .* cannot be loaded here .*tm.deploy.build"):
+        tm.build(module, resolution=33, target=target, output=output, progress=said.append)
+    assert said == [] and list(tmp_path.iterdir()) == []
+
+
 def test_load_opens_what_build_wrote(bundle: tm.Bundle) -> None:
     with tm.load(bundle.path, threads=1) as again:
         assert isinstance(again, tm.Bundle)

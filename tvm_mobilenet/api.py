@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tvm_mobilenet.errors import UsageError
+from tvm_mobilenet.errors import InputError, UsageError
 from tvm_mobilenet.runtime import Bundle
 
 if TYPE_CHECKING:
@@ -77,11 +77,16 @@ def build(
 ) -> Bundle:
     """Compile a model, prove it equal to PyTorch, write the bundle `output` and load it.
 
-    For a target that this machine cannot run the bundle is written but not loaded: use
-    `tvm_mobilenet.deploy.build`. Raises as that function does.
+    Raises as `tvm_mobilenet.deploy.build` does, which also writes bundles that are not for this
+    machine: before any work, InputError for a target whose bundle could not be loaded here.
     """
-    from tvm_mobilenet import deploy
+    from tvm_mobilenet import deploy, targets
 
+    if reason := deploy.why_not_here(targets.load(target)):
+        raise InputError(
+            f"{target}: a bundle for it cannot be loaded here ({reason}); tm.deploy.build, with "
+            "the same options, writes one without loading it"
+        )
     built = deploy.build(
         model,
         target=target,

@@ -63,6 +63,9 @@ def test_a_compiler_for_another_machine_is_refused(nothing: Path) -> None:
     program(nothing, "broken").write_text("no program")
     with pytest.raises(InputError, match="broken: does not run"):
         toolchain.find(RPI4, "broken")
+    program(nothing, "silent", "exit 1")
+    with pytest.raises(InputError, match="--cc silent: silent failed: exit code 1"):
+        toolchain.find(RPI4, "silent")
 
 
 def test_android_takes_the_ndk(nothing: Path, monkeypatch: pytest.MonkeyPatch) -> None:

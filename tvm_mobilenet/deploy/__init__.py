@@ -7,7 +7,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from tvm_mobilenet.deploy.builder import Built, build
+from tvm_mobilenet.deploy.builder import Built, build, why_not_here
 from tvm_mobilenet.deploy.bundle import check_output, write_bundle
 from tvm_mobilenet.deploy.validate import validate_bundle, validate_model
 
@@ -20,6 +20,7 @@ __all__ = [
     "check_output",
     "validate_bundle",
     "validate_model",
+    "why_not_here",
     "write_bundle",
 ]
 

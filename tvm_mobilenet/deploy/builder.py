@@ -204,6 +204,12 @@ def find_compiler(target: TargetSpec, cc: str | None = None) -> toolchain.Toolch
     return toolchain.find(target, cc) if cc is not None or toolchain.is_cross(target) else None
 
 
+def why_not_here(target: TargetSpec) -> str | None:
+    """Why code for a target cannot run on this machine, in a few words; None when it can."""
+    reason = host.why_not_here(host.architecture(target.mtriple), cpu_features(target))
+    return reason if reason or target.gpu is None else runtime_cuda.why_not_here()
+
+
 def preprocessing_of(
     imported: ImportedModel,
     *,
@@ -306,12 +312,12 @@ def compile_and_prove(
         report = emulate.prove(runner.path, target, references)
         progress(report.summary())
         return Proven(compiled, library, own, report, runner)
-    reason = host.why_not_here(host.architecture(target.mtriple), cpu_features(target))
+    reason = why_not_here(target)
     images = None
     if gpu is not None:
         images = library.parent / runtime_cuda.DIRECTORY
         gpu.write(images)
-    if gpu is not None and (reason or runtime_cuda.why_not_here()):
+    if gpu is not None and reason:
         # one sample: a kernel takes the same way through its code on every input
         report = cuda.prove(compiled, references[:1], progress)
     elif reason:

@@ -171,6 +171,8 @@ def _given(target: TargetSpec, cc: str) -> Toolchain:
     machine = done.stdout.strip()
     made = "armv7" if machine.startswith("arm-") else host.architecture(machine or "?")
     wanted = host.architecture(target.mtriple)
+    if done.returncode != 0 and (problem := toolchain.problem()):
+        raise InputError(f"--cc {cc}: {problem}")
     if done.returncode == 0 and made != wanted:
         raise InputError(f"--cc {cc}: makes code for {machine}, {target.name} needs {wanted}")
     return toolchain
