@@ -74,7 +74,7 @@ def _describe(contents: Manifest) -> None:
         "model": document["model"]["name"],
         "target": document["target"]["name"],
         "schema": str(document["schema_version"]),
-        "precision": document["target"].get("precision", "float32"),  # older ones have no other
+        "precision": contents.precision,
         **{
             f"{kind} {tensor.name}": f"{tensor.dtype} {'x'.join(map(str, tensor.shape))}"
             for kind, tensors in (("input", contents.inputs), ("output", contents.outputs))

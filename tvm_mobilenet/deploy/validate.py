@@ -91,7 +91,7 @@ def validate_bundle(
     if against is None:
         _needs_model(inputs, layers)
     elif not manifest.variants(directory):
-        _refuse_layers(layers, _precision(directory))
+        _refuse_layers(layers, manifest.read(directory).precision)
     if device is not None:
         contents = manifest.read(directory)
         manifest.check_files(directory, contents)
@@ -124,10 +124,11 @@ def validate_bundle(
             emulated = dataclasses.replace(emulated, layers=found)
         return emulated
     with Bundle.load(directory, threads=threads) as bundle:
-        _refuse_layers(layers, _precision(bundle.path))
-        references = _references(bundle.path, manifest.read(bundle.path), against, inputs)
+        contents = manifest.read(bundle.path)
+        _refuse_layers(layers, contents.precision)
+        references = _references(bundle.path, contents, against, inputs)
         outputs = [bundle.program.run(sample.inputs) for sample in references]
-        report = judge(outputs, references, _precision(bundle.path))
+        report = judge(outputs, references, contents.precision)
         if layers:
             assert against is not None
             operators = bundle.manifest["operators"]
@@ -160,7 +161,7 @@ def _references(
         against, None if pictures is None else Preprocessing.from_json(pictures)
     )
     operators = contents.document["operators"]
-    return [*stored, *simulated(fresh, against, _precision(directory), operators)]
+    return [*stored, *simulated(fresh, against, contents.precision, operators)]
 
 
 def _why_emulated(directory: Path) -> str | None:
@@ -169,14 +170,6 @@ def _why_emulated(directory: Path) -> str | None:
     if contents.kind != "cuda" or host.why_not_here(contents.architecture, contents.cpu_features):
         return None
     return cuda.why_not_here()
-
-
-def _precision(directory: Path) -> str:
-    """What a bundle computes in; only a GPU's can be less than float32."""
-    from tvm_mobilenet.deploy.cuda import read_kernels
-
-    gpu = manifest.read(directory).kind == "cuda"
-    return str(read_kernels(directory)["precision"]) if gpu else "float32"
 
 
 def _judge_emulated_bundle(
@@ -188,7 +181,7 @@ def _judge_emulated_bundle(
     seconds = cuda_bundle.seconds(directory, len(references))
     progress(f"{len(references)} inputs; about {max(seconds, 10):.0f} s")
     outputs = cuda_bundle.run_bundle(directory, [r.inputs for r in references], progress)
-    report = judge(outputs, references, _precision(directory))
+    report = judge(outputs, references, manifest.read(directory).precision)
     return dataclasses.replace(report, machine=MACHINE)
 
 
@@ -208,7 +201,7 @@ def _layers_of_gpu_bundle(
     from tvm_mobilenet.tuning.records import applicable
 
     name = str(contents.document["target"]["name"])
-    precision = cast("Precision", _precision(directory))
+    precision = cast("Precision", contents.precision)
     target = targets.at_precision(targets.load(name), precision)
     with source_only(target):
         records = applicable(target, target.cores)

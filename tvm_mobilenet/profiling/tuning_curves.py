@@ -70,9 +70,8 @@ def curves(bundle: Path, logs: Path | None = None) -> list[Curve]:
     specs = _specs(bundle / manifest.KERNELS, list(tuned))
     if not specs:
         return []
-    # bundles of older releases do not say their precision
-    older = {"precision": "float32"}
-    described = {**older, **document["target"], "source": str(bundle), "gpu": None}
+    derived = {"precision": contents.precision, "source": str(bundle), "gpu": None}
+    described = {**document["target"], **derived}
     values: dict[str, Any] = {field.name: described[field.name] for field in fields(TargetSpec)}
     values |= {key: tuple(value) for key, value in values.items() if isinstance(value, list)}
     target = TargetSpec(**values)

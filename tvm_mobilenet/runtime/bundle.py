@@ -367,6 +367,9 @@ def aligned(array: np.ndarray) -> np.ndarray:
 
 
 def _address(array: np.ndarray) -> int:
-    """Where a writable, contiguous array lies: numpy's own `ctypes.data` takes several times as
-    long, which was most of what a run added to the compiled network."""
+    """Where a writable, contiguous array lies.
+
+    numpy's own `ctypes.data` takes several times as long: about one of the eight microseconds that
+    a run added to the compiled network with it.
+    """
     return ctypes.addressof(ctypes.c_char.from_buffer(array.data))

@@ -61,6 +61,11 @@ class Manifest:
     entries: Mapping[int, str]
     document: Mapping[str, Any]
 
+    @property
+    def precision(self) -> str:
+        """What the network computes in; older releases had float32 only and do not say it."""
+        return str(self.document["target"].get("precision", "float32"))
+
 
 def seal(document: Mapping[str, Any]) -> str:
     """The manifest's text: JSON whose last key is the SHA-256 of the text with that key blank."""
