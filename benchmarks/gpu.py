@@ -1,5 +1,7 @@
 """Everything that needs a GPU, in one command, for a machine with Python, a driver and PyTorch.
 
+The machine needs a C++ compiler as well, which links a network's host code, and `NEEDED`.
+
     python benchmarks/gpu.py pack gpu.tar.xz --python 3.12      # with a network: what to carry
     tar xf gpu.tar.xz && python gpu.py run -o out               # on the GPU machine
     python benchmarks/gpu.py check                              # what needs no GPU
@@ -26,7 +28,7 @@ from typing import Any
 
 from gpu_carried import ROOT, pack, unpack, unpack_beside
 from gpu_report import markdown
-from gpu_steps import MODELS, compare, device_name, print_error, prove, told, tune
+from gpu_steps import MODELS, compare, print_error, prove, tune
 
 BATCHES = (1, 8, 32, 128)
 PRECISIONS = ("float32", "tf32", "float16")
@@ -57,7 +59,8 @@ class Results:
             entry = {"state": "done", **step()}
         except Exception as error:
             traceback.print_exc()
-            entry = {"state": "failed", "error": told(error)}
+            what = " ".join(f"{type(error).__name__}: {error}".split())[:400]
+            entry = {"state": "failed", "error": what}
         entry["seconds"] = round(time.perf_counter() - start, 1)
         entry["date"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         self.document["steps"][name] = entry
@@ -73,6 +76,7 @@ def run(args: argparse.Namespace) -> int:
         sys.stderr.write("".join(f"missing: {each}\n" for each in missing))
         return 4
     from tvm_mobilenet import targets
+    from tvm_mobilenet.profiling.gpu_network import device_name
     from tvm_mobilenet.runtime import cuda
 
     capability = cuda.compute_capability()
@@ -118,11 +122,19 @@ def missing_here(*, need_gpu: bool) -> list[str]:
         for name in NEEDED
         if not _is_there(name)
     ]
-    if missing or not need_gpu:
+    if missing:
+        return missing
+    from tvm_mobilenet.deploy import toolchain
+    from tvm_mobilenet.errors import MissingToolError
+
+    try:
+        toolchain.own()
+    except MissingToolError as error:
+        missing.append(str(error))
+    if not need_gpu:
         return missing
     import torch
 
-    from tvm_mobilenet.errors import MissingToolError
     from tvm_mobilenet.runtime import cuda, nvrtc
 
     if why := cuda.why_not_here():

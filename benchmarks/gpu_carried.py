@@ -18,13 +18,21 @@ ROOT = HERE.parent
 SCRIPTS = ("gpu.py", "gpu_steps.py", "gpu_report.py", "gpu_carried.py")
 LIMIT_MIB = 61  # what a file for such a machine may have
 NOT_CARRIED = ("3rdparty", "__pycache__", "include", "cmake", "web")
+HEADERS = "nvidia/cu13/include/cccl"  # of cuda_fp16.h, which comes with PyTorch, these do not
 
 
 def pack(file: Path, python: str, extra: Sequence[str]) -> int:
     """TVM with its compiler, tvm_ffi for that Python, this package and gpu.py, in one file."""
     import tvm
 
-    sources = {"tvm": Path(tvm.__file__).parent, "tvm_mobilenet": ROOT / "tvm_mobilenet"}
+    from tvm_mobilenet.runtime import nvrtc
+
+    headers = nvrtc.include_directories()[1]
+    sources = {
+        "tvm": Path(tvm.__file__).parent,
+        "tvm_mobilenet": ROOT / "tvm_mobilenet",
+        f"{HEADERS}/nv": headers / "nv",
+    }
     if file.exists():
         sys.stderr.write(f"{file}: exists; name another file\n")
         return 3

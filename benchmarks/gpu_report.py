@@ -59,7 +59,7 @@ def _tuning(steps: dict[str, Any]) -> list[str]:
     lines = ["## Tuning", "", "| network | operators | records kept | network, times as fast |"]
     lines += ["|---|---|---|---|"]
     for name, entry in found:
-        gain = f"{entry['network_gain']:.3f}" if "network_gain" in entry else "-"
+        gain = f"{entry['network_gain']:.3f}" if entry["network_gain"] else "-"
         network = name.removeprefix("tune ")
         lines += [f"| {network} | {entry['operators']} | {entry['records']} | {gain} |"]
     return [*lines, ""]

@@ -1,4 +1,5 @@
-"""benchmarks/gpu.py to its end without a GPU: `python gpu_dry_run.py DIRECTORY [arguments of run]`.
+"""benchmarks/gpu.py to its end without a GPU: `python gpu_dry_run.py DIRECTORY [arguments of run]`,
+or a command of ours, `python gpu_dry_run.py DIRECTORY tvm-mobilenet bench ...`.
 
 TVM's kernels run emulated, by `parity.cuda_emulate.build_driver` (in DIRECTORY, which
 LD_LIBRARY_PATH must name before this starts); PyTorch's side runs on the CPU behind the names of
@@ -23,9 +24,12 @@ sys.path[:0] = [str(REPOSITORY / "benchmarks"), str(Path(__file__).parent)]
 import gpu  # noqa: E402  of benchmarks/
 import gpu_steps  # noqa: E402
 
+from tvm_mobilenet.cli import main as command_line  # noqa: E402
 from tvm_mobilenet.parity import cuda_emulate  # noqa: E402
 from tvm_mobilenet.profiling import gpu as timing  # noqa: E402
+from tvm_mobilenet.profiling import gpu_bench, gpu_network  # noqa: E402
 from tvm_mobilenet.runtime import nvrtc  # noqa: E402
+from tvm_mobilenet.tuning import gpu as tuning  # noqa: E402
 
 
 def small() -> torch.nn.Module:
@@ -84,7 +88,11 @@ def main(folder: Path, arguments: list[str]) -> int:
     nvrtc.compile_source = functools.partial(compiled, folder=folder)
     timing.interleaved = functools.partial(timing.interleaved, blocks=2, block_ms=0.1)
     timing.latency = functools.partial(timing.latency, runs=2)
-    gpu_steps.DEVICE, gpu_steps.RUNS, gpu_steps.LEAST_GAIN = "cpu", 1, 0.0
+    gpu_bench.DEVICE, tuning.RUNS, tuning.LEAST_GAIN = "cpu", 1, 0.0
+    if arguments[0] == "tvm-mobilenet":
+        # torch.cuda.is_available would mislead the exporter
+        gpu_bench.check_device = gpu_network.check_device = lambda target: None
+        return command_line(arguments[1:])
     gpu.MODELS["small"] = gpu_steps.MODELS["small"] = ("gpu_dry_run:small", {"resolution": 16})
     return gpu.main(["run", "--models", "small", "--trials", "2", *arguments])
 

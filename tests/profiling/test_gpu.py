@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from tvm_mobilenet import targets
+from tvm_mobilenet.cli import main
 from tvm_mobilenet.errors import NothingMeasuredError
 from tvm_mobilenet.parity import cuda_emulate
 from tvm_mobilenet.profiling import gpu
@@ -162,6 +163,56 @@ def test_every_step_runs_to_its_end_on_an_emulated_gpu(tmp_path: Path) -> None:
     again = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert again.returncode == 0, again.stderr
     assert json.loads((out / "gpu.json").read_text())["steps"] == steps
+
+
+@pytest.mark.slow
+def test_commands_prove_time_and_tune_at_any_precision_on_an_emulated_gpu(tmp_path: Path) -> None:
+    cuda_emulate.build_driver(tmp_path)
+    environment = os.environ | {"LD_LIBRARY_PATH": str(tmp_path), "OMP_NUM_THREADS": "1"}
+
+    def run(*arguments: str) -> str:
+        command = [sys.executable, DRY_RUN, tmp_path, "tvm-mobilenet", *arguments]
+        command += ["--resolution", "16", "--target", "cuda-sm90"]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    document = json.loads(run("bench", "gpu_dry_run:small", "--precision", "float16", "--json"))
+    assert (document["kind"], document["device"]) == ("bench-gpu", "emulated, on a CPU")
+    (cell,) = document["cells"]
+    assert cell["precision"] == "float16" and cell["parity"].startswith("parity passed")
+    assert set(cell["comparison"]["back_to_back"]) == {"ours", "eager", "eager, CUDA graph"}
+    assert cell["comparison"]["speed_up_over_best_pytorch"] > 0
+
+    logs = tmp_path / "logs"
+    options = ("--precision", "tf32", "--trials", "2", "--logs", str(logs))
+    *table, last = run("tune", "gpu_dry_run:small", *options).splitlines()
+    assert table[0].split()[:3] == ["OPERATOR", "RULE", "TRIALS"]
+    assert any(line.startswith("stem_0 ") and "cuda-tensor-stem" in line for line in table)
+    assert "on emulated, on a CPU, tf32: all operators were searched" in table
+    records = read_records(logs / "cuda-sm90" / "records.jsonl")
+    assert last == f"{logs / 'cuda-sm90'}: {len(records)} records written"
+    assert all('"precision": "tf32"' in record.operator for record in records)
+
+
+@pytest.mark.skipif(bool(shutil.which("nvidia-smi")), reason="hardware: a GPU is here")
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (("bench", "--target", "cuda-sm90"), 3, "cuda-sm90: cannot be measured here: this machine"),
+        (("tune", "--target", "cuda-sm90"), 3, "cuda-sm90: cannot be measured here: this machine"),
+        (("bench", "--precision", "tf32"), 2, "--precision goes with a GPU"),
+        (("tune", "--precision", "float16"), 2, "--precision goes with a GPU"),
+        (("tune", "--target", "cuda-sm75", "--precision", "tf32"), 3, "no tensor cores for tf32"),
+        (("bench", "--target", "cuda-sm90", "--against", "torch"), 2, "PyTorch is the peer"),
+        (("tune", "--target", "cuda-sm90", "--static"), 2, "--static goes with a CPU"),
+    ],
+)
+def test_what_commands_refuse(capsys, arguments, code, says, tmp_path: Path) -> None:
+    command, *options = arguments
+    assert main([command, "mobilenet_v1", *options, "--logs", str(tmp_path)]) == code
+    out, err = capsys.readouterr()
+    assert out == "" and says in err.splitlines()[-1]
 
 
 @pytest.mark.skipif(bool(shutil.which("nvidia-smi")), reason="hardware: a GPU is here")

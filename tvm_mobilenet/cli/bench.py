@@ -13,8 +13,10 @@ from tvm_mobilenet.cli.common import (
     MODEL_HELP,
     add_json,
     add_logs_argument,
+    add_precision_argument,
     add_target_argument,
     emit_json,
+    gpu_target,
     positive_int,
     print_table,
 )
@@ -27,7 +29,8 @@ HELP = (
     "Time our build of a model against other runtimes: outputs checked against PyTorch first, one "
     "process each, pinned alike, short blocks in turns. SPEED-UP is the best peer's median over "
     "this one's, with its 95 % interval; PEAK is the share of the FMA peak measured in the same "
-    "run. Peers: onnxruntime, openvino, litert (XNNPACK), ncnn, mnn, torch, torch-compile."
+    "run. Peers: onnxruntime, openvino, litert (XNNPACK), ncnn, mnn, torch, torch-compile. With a "
+    "GPU as target, on that GPU: against PyTorch eager, under a CUDA graph, and compiled."
 )
 
 _HEADER = (
@@ -92,12 +95,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--classes", type=int, default=1000, help="number of classes (default 1000)")
     group.add_argument("--weights", type=Path, metavar="FILE", help="state dict or safetensors")
     add_target_argument(parser)
+    add_precision_argument(parser)
     add_logs_argument(parser)
     add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Print a table or one JSON document; 0 when ours was timed in every cell (or not asked)."""
+    if target := gpu_target(args):
+        from tvm_mobilenet.cli import bench_gpu
+
+        return bench_gpu.run(args, target)
     from tvm_mobilenet.profiling.bench import bench
 
     if args.plot is not None:

@@ -8,9 +8,12 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from tvm_mobilenet.json_values import plain
+
+if TYPE_CHECKING:
+    from tvm_mobilenet.targets import TargetSpec
 
 SCHEMA_VERSION = 1
 
@@ -79,6 +82,17 @@ def add_precision_argument(parser: argparse.ArgumentParser) -> None:
         help="of a GPU's arithmetic: float32 is exact; tf32 rounds the factors of matrix products, "
         "float16 also activations and weights; both use tensor cores (default: %(default)s)",
     )
+
+
+def gpu_target(args: argparse.Namespace) -> TargetSpec | None:
+    """The target of `--target` and `--precision` where it is a GPU, None for a CPU.
+
+    Raises UsageError for a CPU at another precision than float32, and as `targets.load`.
+    """
+    from tvm_mobilenet import targets
+
+    target = targets.at_precision(targets.load(args.target), args.precision)
+    return target if target.gpu is not None else None
 
 
 def add_threads_argument(parser: argparse.ArgumentParser, what: str = "threads") -> None:

@@ -7,6 +7,7 @@ spills, which is kept here.
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -132,9 +133,15 @@ def include_directories() -> list[Path]:
     from cuda import pathfinder
 
     found = []
-    for library in ("cudart", "cccl"):
-        directory = pathfinder.find_nvidia_header_directory(library)
+    for library, place in (("cudart", "include"), ("cccl", "include/cccl")):
+        directory = pathfinder.find_nvidia_header_directory(library) or _on_path(place)
         if directory is None:
             raise MissingToolError(f"the headers of CUDA's {library} are missing; run: {INSTALL}")
         found.append(Path(directory))
     return found
+
+
+def _on_path(place: str) -> Path | None:
+    """A directory of CUDA's wheels where they were only put on the path, which is not searched."""
+    places = (Path(entry, "nvidia", "cu13", place) for entry in sys.path)
+    return next((each for each in places if each.is_dir()), None)
