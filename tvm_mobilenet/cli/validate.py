@@ -92,7 +92,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="DIR",
         help="when parity fails: find the operator and the compiler's phase that break it, and "
-        "write a minimal repro to DIR; for another kind of CPU under QEMU, not for a GPU",
+        "write a minimal repro to DIR; where the subject runs: here, under QEMU, over RPC, or by "
+        "emulated CUDA kernels; a bundle needs --model",
     )
     parser.add_argument(
         "--self-test",
@@ -122,7 +123,9 @@ def run(args: argparse.Namespace) -> int:
     from tvm_mobilenet import api
     from tvm_mobilenet.errors import InputError, ParityError, UsageError
     from tvm_mobilenet.parity.plot import draw
+    from tvm_mobilenet.parity.repro import check_directory
     from tvm_mobilenet.profiling.plot import check
+    from tvm_mobilenet.remote.trace import chosen_device
 
     if args.self_test:
         return _self_test(args)
@@ -132,15 +135,10 @@ def run(args: argparse.Namespace) -> int:
         if not args.per_layer:
             raise UsageError("--plot shows what --per-layer finds: give both")
         check(args.plot)
+    device = chosen_device(args.rpc, args.rpc_tracker, args.rpc_key)
     if args.bisect is not None:
-        from tvm_mobilenet.parity.repro import check_directory
-
-        if args.rpc or args.rpc_tracker:
-            raise UsageError(
-                "--bisect builds and runs here, or under QEMU, and not over RPC: leave --rpc out"
-            )
         check_directory(args.bisect)
-        _target_to_bisect(args)
+        _target_to_bisect(args, device)
     report = api.validate(
         args.subject,
         target=args.target,
@@ -153,7 +151,7 @@ def run(args: argparse.Namespace) -> int:
         adversarial=args.adversarial,
         layers=args.per_layer or args.bisect is not None,
         threads=args.threads,
-        device=_device(args),
+        device=device,
         progress=args.console.info,
         **model_options(args),
     )
@@ -169,26 +167,14 @@ def run(args: argparse.Namespace) -> int:
     if not report.checked:
         raise InputError(f"{args.subject}: {report.summary()}")
     if not report.passed:
-        found = "" if args.bisect is None else f"; {_bisect(args, report)}"
+        found = "" if args.bisect is None else f"; {_bisect(args, report, device)}"
         raise ParityError(f"{args.subject}: {report.summary()}{found}")
     if args.bisect is not None:
         args.console.info("parity passed: there is nothing to bisect")
     return 0
 
 
-def _device(args: argparse.Namespace) -> Device | None:
-    """Where to run, if not here."""
-    from tvm_mobilenet.errors import UsageError
-    from tvm_mobilenet.profiling.remote import Device
-
-    if args.rpc is None and args.rpc_tracker is None:
-        return None
-    if args.rpc is None and args.rpc_key is None:
-        raise UsageError("say which device of the tracker's: --rpc-key KEY")
-    return Device(args.rpc, None if args.rpc else args.rpc_tracker, args.rpc_key)
-
-
-def _bisect(args: argparse.Namespace, report: ParityReport) -> str:
+def _bisect(args: argparse.Namespace, report: ParityReport, device: Device | None) -> str:
     """The finding in a line, with where its repro lies."""
     from tvm_mobilenet import frontend
     from tvm_mobilenet.parity.bisect import bisect
@@ -198,35 +184,45 @@ def _bisect(args: argparse.Namespace, report: ParityReport) -> str:
     layers = report.layers
     if layers is None or layers.passed:
         return "no operator is at fault: the entry that was traced is right"
-    target = _target_to_bisect(args)
+    target = _target_to_bisect(args, device)
     imported = frontend.load_model(
         args.against or args.subject, exporter=args.exporter, **model_options(args)
     )
     records = applicable(target, args.threads or target.cores)
-    finding = bisect(imported, target, layers, records=records, progress=args.console.info)
-    path = write_repro(finding, target, args.bisect, model=imported.name, records=records)
+    finding = bisect(
+        imported, target, layers, records=records, device=device, progress=args.console.info
+    )
+    path = write_repro(
+        finding, target, args.bisect, model=imported.name, records=records, device=device
+    )
     return f"{finding.summary()}; see {path}/README.md"
 
 
-def _target_to_bisect(args: argparse.Namespace) -> TargetSpec:
-    """What the subject is for. Raises InputError for a GPU, MissingToolError without QEMU."""
+def _target_to_bisect(args: argparse.Namespace, device: Device | None) -> TargetSpec:
+    """What the subject is for.
+
+    Raises MissingToolError for what bisecting needs beside it, InputError for a GPU on a device.
+    """
     from tvm_mobilenet import targets
-    from tvm_mobilenet.deploy import emulate
+    from tvm_mobilenet.deploy import cuda, emulate
+    from tvm_mobilenet.deploy.builder import find_compiler
     from tvm_mobilenet.deploy.toolchain import is_cross
     from tvm_mobilenet.errors import InputError
+    from tvm_mobilenet.parity.cut import target_of
     from tvm_mobilenet.runtime import manifest
 
-    name = args.target
-    if Path(args.subject).is_dir():
-        name = manifest.read(Path(args.subject)).document["target"]["name"]
-    target = targets.load(name)
+    bundle = Path(args.subject)
+    target = target_of(manifest.read(bundle)) if bundle.is_dir() else targets.load(args.target)
+    find_compiler(target)  # that there is one, before any work; so the others
     if target.gpu is not None:
-        raise InputError(
-            f"--bisect runs parts of the network on a CPU, and {target.name} is a GPU: --per-layer "
-            "says which operator is at fault"
-        )
-    if is_cross(target):
-        emulate.emulator(target.mtriple, target.qemu_cpu)  # that there is one, before any work
+        if device is not None:
+            raise InputError(
+                f"over RPC only CPUs are judged, and {target.name} is a GPU: leave the RPC options "
+                "out, its kernels are emulated here"
+            )
+        cuda.check_options(target, None, target.precision)
+    elif is_cross(target) and device is None:
+        emulate.emulator(target.mtriple, target.qemu_cpu)
     return target
 
 

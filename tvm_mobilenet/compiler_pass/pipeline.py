@@ -42,12 +42,14 @@ class Experiment:
     ``last_phase``: of `PHASES`, the last one applied; what would follow is left plain: own
     functions as scalar loops, TVM's lowering without schedules. ``change``: takes each phase's name
     and the module after it, returns the module to go on with; before ``scheduled`` it is asked for
-    ``tuned``, where tuning records may apply. ``cautious_code``: see `cautious`.
+    ``tuned``, where tuning records may apply. ``cautious_code``: see `cautious`. ``host``: a CPU
+    that code is generated for in the place of a GPU, which plain functions have no threads for.
     """
 
     last_phase: str = "scheduled"
     change: Callable[[str, tvm.IRModule], tvm.IRModule] = lambda phase, mod: mod
     cautious_code: bool = False
+    host: TargetSpec | None = None
 
     def applies(self, phase: str) -> bool:
         """Whether a phase is applied."""
@@ -120,7 +122,7 @@ def compile_model(
             mod = add_timed_entry(mod, target)
             mod = add_traced_entry(mod)
             mod = add_counted_entry(mod, target)
-        elif cuda_graph:
+        elif cuda_graph and experiment.host is None:
             mod = _plan_memory(own.scheduled_mod, relax.transform.RewriteCUDAGraph())
         others_lowered = []
         for other in others:
@@ -139,12 +141,13 @@ def compile_model(
         mod = after("planned", mod)
         say("generating code")
         # Phase 5. machine code
-        machine = cautious(target) if experiment.cautious_code else tvm_target
+        built_for = experiment.host or target
+        machine = cautious(built_for) if experiment.cautious_code else built_for.tvm_target()
         executable = relax.build(
             mod,
             target=machine,
             relax_pipeline=None,
-            tir_pipeline="default" if target.gpu is None else launch_bounds.PIPELINE,
+            tir_pipeline="default" if built_for.gpu is None else launch_bounds.PIPELINE,
             exec_mode="compiled",
         )
     operators = own.operators(imported)
@@ -156,7 +159,7 @@ def compile_model(
     kernels = {symbol: mod[symbol] for symbol in dict.fromkeys(called)}
     seconds = time.perf_counter() - start
     planned = own.mod["main"]
-    return Compiled(executable, imported, target, operators, kernels, planned, seconds, entries)
+    return Compiled(executable, imported, built_for, operators, kernels, planned, seconds, entries)
 
 
 @dataclass(frozen=True)

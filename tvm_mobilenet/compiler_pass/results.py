@@ -105,7 +105,7 @@ def _names(
         own = behind.get(function)
         name = own.pop(0) if own else values.get(step.var.name, "")
         if isinstance(specs.get(function), LayoutSpec):
-            packed[step.value.args[1].fields[0]] = name
+            packed[step.value.args[1].fields[0]] = name or returned.get(step.var, "")
         found.append((step.var, function, name))
     return [
         (function, name or returned.get(var, "") or packed.get(var, ""))

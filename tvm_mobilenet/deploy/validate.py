@@ -248,17 +248,13 @@ def _judge_remotely(
     from tvm_mobilenet.remote.trace import Traced
 
     target = contents.document["target"]
-    outputs = [tensor.name for tensor in contents.outputs]
     with Traced(
         device,
         directory / manifest.LIBRARY,
         threads or contents.threads or int(target["cores"]),
         [tensor.name for tensor in contents.inputs],
     ) as board:
-        results = [
-            dict(zip(outputs, board.run(sample.inputs), strict=True)) for sample in references
-        ]
-        report = dataclasses.replace(judge(results, references), machine=board.name)
+        report = board.prove(references)
         if layers:
             assert against is not None
             operators = contents.document["operators"]
@@ -408,4 +404,4 @@ def _needs_model(inputs: Inputs, layers: bool) -> None:
         (layers, "operators' tensors need"),
     ):
         if asked:
-            raise InputError(f"{what} the model too: their reference is worked out from it")
+            raise InputError(f"{what} the model too, for their reference: --model MODEL")

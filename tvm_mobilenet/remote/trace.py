@@ -6,10 +6,13 @@ One upload and one session a call; see `compiler_pass.traced_entry` for what is 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from tvm_mobilenet.errors import NothingMeasuredError
+from tvm_mobilenet.errors import NothingMeasuredError, UsageError
+from tvm_mobilenet.parity.judge import ParityReport, judge
+from tvm_mobilenet.parity.samples import Sample
 from tvm_mobilenet.remote.errors import RemoteError
 from tvm_mobilenet.remote.process import GRACE_SECONDS, Process
 from tvm_mobilenet.remote.session import session, uploaded, use_threads
@@ -20,6 +23,24 @@ if TYPE_CHECKING:
     import numpy as np
 
     from tvm_mobilenet.profiling.remote import Device
+
+
+def chosen_device(rpc: str | None, tracker: str | None, key: str | None) -> Device | None:
+    """What the options --rpc, --rpc-tracker and --rpc-key name; None without any.
+
+    Raises UsageError for options that do not name one device.
+    """
+    from tvm_mobilenet.profiling.remote import Device
+
+    if rpc is not None and tracker is not None:
+        raise UsageError("give either --rpc, a server, or --rpc-tracker, which knows devices")
+    if rpc is None and tracker is None and key is not None:
+        raise UsageError(
+            "--rpc-key is a device's at a tracker or server: give --rpc-tracker or --rpc"
+        )
+    if tracker is not None and key is None:
+        raise UsageError("say which device of the tracker's: --rpc-key KEY")
+    return None if rpc is None and tracker is None else Device(rpc, tracker, key)
 
 
 class Traced:
@@ -41,6 +62,12 @@ class Traced:
     def run(self, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         """The outputs in the model's order. Raises NothingMeasuredError when the device fails."""
         return self._call("main", inputs, [])
+
+    def prove(self, references: Sequence[Sample]) -> ParityReport:
+        """Judge its outputs there. Raises NothingMeasuredError when the device fails."""
+        names = list(references[0].float64)
+        outputs = [dict(zip(names, self.run(sample.inputs), strict=True)) for sample in references]
+        return replace(judge(outputs, references), machine=self.name)
 
     def trace(
         self, inputs: Mapping[str, np.ndarray], trace: np.ndarray, feed: np.ndarray
