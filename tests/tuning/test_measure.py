@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,15 +15,17 @@ from tvm_mobilenet import targets
 from tvm_mobilenet.schedules.spec import RELU, ConvSpec
 from tvm_mobilenet.tuning import check, network
 from tvm_mobilenet.tuning.check import Job
-from tvm_mobilenet.tuning.finalists import Finalists
+from tvm_mobilenet.tuning.finalists import Finalists, Settled
 from tvm_mobilenet.tuning.measure import (
     MOST_COPIES,
     LibraryBuilder,
+    Measurement,
     Measurer,
     copies_of,
     local_runner,
     rotating,
 )
+from tvm_mobilenet.tuning.network import Choice
 from tvm_mobilenet.tuning.search import TaskSearch
 from tvm_mobilenet.tuning.task import task_of
 
@@ -121,40 +124,85 @@ def test_only_what_is_faster_outside_noise_is_chosen() -> None:
     assert network.choose(np.ones((3, 24))) == 0
 
 
-def test_winners_that_lose_the_race_are_given_up_by_halves(monkeypatch) -> None:
+@pytest.fixture
+def settle(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Settled]:
+    """`Finalists.settle` on networks that are not compiled: what they take is given.
+
+    gains: of every operator's candidates inside the network. whole: of a choice.
+    """
+
+    def settled(
+        searches: Sequence[TaskSearch],
+        gains: Mapping[str, Sequence[float]],
+        whole: Callable[[Choice], float],
+        recorded: Choice,
+    ) -> Settled:
+        def compiled(imported: Any, target: Any, choice: Choice, library: Any) -> Any:
+            return SimpleNamespace(choice=dict(choice))
+
+        def in_network(networks: Any, imported: Any, device: Any) -> dict[str, np.ndarray]:
+            return {
+                op: np.array([[1e-5 - gain] * 24 for gain in (0.0, *each)])
+                for op, each in gains.items()
+            }
+
+        def raced(networks: Any, imported: Any, device: Any) -> np.ndarray:
+            return np.array([[whole(each.choice)] * 24 for each in networks])
+
+        monkeypatch.setattr(network, "compile_network", compiled)
+        monkeypatch.setattr(network, "time_operators", in_network)
+        monkeypatch.setattr(network, "time_networks", raced)
+        device: Any = SimpleNamespace(errors=lambda jobs: [0.0] * len(jobs))
+        quiet: Any = lambda message: None  # noqa: E731
+        imported: Any = None
+        with Finalists(imported, "net", TARGET, device, quiet, quiet) as finalists:
+            return finalists.settle(searches, recorded)
+
+    return settled
+
+
+def searched(spec: ConvSpec, *seconds: float) -> TaskSearch:
+    """A search that measured the analytic choice in 10 us, and candidates."""
+    search = TaskSearch(task_of(spec, TARGET), 0)
+    search.record(search.task.baseline, Measurement(1e-5, (1e-5, 1e-5)))
+    for candidate, each in zip(search.task.space, seconds, strict=False):
+        search.record(candidate, Measurement(each, (each, each)))
+    return search
+
+
+def test_winners_that_lose_the_race_are_given_up_by_halves(settle) -> None:
     """Whatever each gained alone: the network as a whole must not be slower."""
     specs = [dataclasses.replace(SPEC, out_channels=16 * n) for n in (1, 2, 3, 4)]
-    tasks = [task_of(spec, TARGET) for spec in specs]
-    searches = []
-    for task in tasks:
-        search = TaskSearch(task, 0)
-        from tvm_mobilenet.tuning.measure import Measurement
-
-        search.record(task.baseline, Measurement(1e-5, (1e-5, 1e-5)))
-        search.record(task.space[0], Measurement(0.8e-5, (0.8e-5, 0.8e-5)))
-        searches.append(search)
-    gains = {task.operator: 1e-6 * n for n, task in enumerate(tasks, 1)}
+    searches = [searched(spec, 0.8e-5) for spec in specs]
+    operators = [search.task.operator for search in searches]
+    gains = {operator: [1e-6 * n] for n, operator in enumerate(operators, 1)}
     raced: list[int] = []
 
-    def compiled(imported: Any, target: Any, choice: Any, library: Any) -> network.Network:
-        return network.Network(library, tuple(choice), 0.1)
+    def whole(choice: Choice) -> float:
+        raced.append(len(choice))
+        return {0: 1e-3, 4: 1.1e-3, 2: 0.9e-3}[len(choice)]
 
-    def in_network(networks: Any, imported: Any, device: Any) -> dict[str, np.ndarray]:
-        return {op: np.array([[1e-5] * 24, [1e-5 - gain] * 24]) for op, gain in gains.items()}
-
-    def whole(networks: Any, imported: Any, device: Any) -> np.ndarray:
-        raced.append(len(networks[1].operators))
-        slow = 1.1 if raced[-1] > 2 else 0.9
-        return np.array([[1e-3] * 24, [slow * 1e-3] * 24])
-
-    monkeypatch.setattr(network, "compile_network", compiled)
-    monkeypatch.setattr(network, "time_operators", in_network)
-    monkeypatch.setattr(network, "time_networks", whole)
-    device: Any = SimpleNamespace(errors=lambda jobs: [0.0] * len(jobs))
-    quiet: Any = lambda message: None  # noqa: E731
-    imported: Any = None
-    with Finalists(imported, "net", TARGET, device, quiet, quiet) as finalists:
-        settled = finalists.settle(searches)
-    assert raced == [4, 2]
-    assert set(settled.chosen) == {tasks[2].operator, tasks[3].operator}
+    settled = settle(searches, gains, whole, {})
+    assert raced == [0, 4, 0, 2]
+    assert set(settled.chosen) == set(operators[2:])
     assert settled.race is not None and len(settled.inside) == 4
+    gained = [each.baseline_seconds - each.seconds for each in settled.inside.values()]
+    np.testing.assert_allclose(gained, [0, 0, 3e-6, 4e-6], atol=1e-12)
+
+
+@pytest.mark.parametrize("better", ["earlier", "now"])
+def test_a_further_run_does_not_make_the_network_slower(settle, better: str) -> None:
+    """What won before is a finalist though slower alone, and is kept if the whole is faster so."""
+    search = searched(SPEC, 0.7e-5, 0.75e-5, 0.8e-5, 0.99e-5)
+    operator, (*_, earlier) = search.task.operator, list(search.tried.values())[:5]
+    gains = {operator: [4e-6, 1e-6, 1e-6, 3e-6]}
+
+    def whole(choice: Choice) -> float:
+        if not choice:
+            return 1e-3
+        return 0.9e-3 if (choice[operator] == earlier[0]) == (better == "earlier") else 0.95e-3
+
+    settled = settle([search], gains, whole, {operator: earlier[0]})
+    place = 3 if better == "earlier" else 0
+    assert settled.chosen == {operator: search.task.space[place]}
+    assert settled.inside[operator].seconds == pytest.approx(1e-5 - gains[operator][place])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +13,7 @@ import numpy as np
 
 from tvm_mobilenet.tuning import check, network
 from tvm_mobilenet.tuning.check import Job
-from tvm_mobilenet.tuning.network import Network
+from tvm_mobilenet.tuning.network import Choice, Network
 from tvm_mobilenet.tuning.records import InNetwork
 from tvm_mobilenet.tuning.search import TaskSearch
 from tvm_mobilenet.tuning.task import Candidate
@@ -28,6 +28,7 @@ FINALISTS = 3  # candidates of an operator that are tried inside the network
 MARGIN = 1.03
 # For how long everything here takes: compilations of the network, and seconds of timing.
 COMPILATIONS, TIMING_SECONDS = FINALISTS + 2, 10.0
+AGAIN_COMPILATIONS, AGAIN_TIMING_SECONDS = 2, 3.0  # more with what an earlier run chose
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Settled:
     """What was chosen.
 
     chosen: by operator; operators that keep the analytic choice are not in it.
-    inside: by operator, what was measured in the network.
+    inside: by operator, what was measured of that choice in the network.
     race: seconds of a run (analytic and tuned, rounds); None when there was none.
     faults: finalists whose numbers were wrong, one line each.
     """
@@ -70,16 +71,22 @@ class Finalists:
     def __exit__(self, *_: object) -> None:
         self._folder.cleanup()
 
-    def expected_seconds(self) -> float:
+    def expected_seconds(self, recorded: Choice) -> float:
         """About how long `settle` will take; compiles the analytic network to know."""
         self._info("compiling the network with analytic knobs")
         start = time.monotonic()
         self._baseline = self._compile({})
-        return COMPILATIONS * (time.monotonic() - start) + TIMING_SECONDS
+        seconds = time.monotonic() - start
+        again = AGAIN_COMPILATIONS * seconds + AGAIN_TIMING_SECONDS if recorded else 0.0
+        return COMPILATIONS * seconds + TIMING_SECONDS + again
 
-    def settle(self, searches: Sequence[TaskSearch]) -> Settled:
-        """Choose per operator. Raises NothingMeasuredError when the networks do not run."""
-        sound, faults = self._sound(searches)
+    def settle(self, searches: Sequence[TaskSearch], recorded: Choice) -> Settled:
+        """Choose per operator. Raises NothingMeasuredError when the networks do not run.
+
+        recorded: what an earlier run chose, here or in another network. It is a finalist whatever
+        it takes alone, and what was chosen now must not be slower than it as a whole.
+        """
+        sound, faults = self._sound(searches, recorded)
         if not sound:
             return Settled(faults=tuple(faults))
         baseline = self._baseline or self._compile({})
@@ -93,22 +100,45 @@ class Finalists:
         self._info(f"timing every operator inside {len(networks)} networks")
         times = network.time_operators(networks, self._imported, self._device)
         counts = {search.task.operator: search.task.count for search in searches}
+
+        def inside(choice: Choice) -> dict[str, InNetwork]:
+            measured = {}
+            for operator, found in sound.items():
+                place = found.index(choice[operator]) + 1 if operator in choice else 0
+                seconds = (float(np.median(times[operator][i])) for i in (0, place))
+                measured[operator] = InNetwork(self._label, counts[operator], *seconds)
+            return measured
+
         chosen: dict[str, Candidate] = {}
-        inside: dict[str, InNetwork] = {}
         for operator, found in sound.items():
-            mine = times[operator][: len(found) + 1]
-            winner = network.choose(mine)
-            before, after = (float(np.median(mine[place])) for place in (0, winner))
-            inside[operator] = InNetwork(self._label, counts[operator], before, after)
-            if winner:
+            if winner := network.choose(times[operator][: len(found) + 1]):
                 chosen[operator] = found[winner - 1]
-        race, chosen = self._raced(baseline, chosen, inside)
-        return Settled(chosen, inside, race, tuple(faults))
+        earlier = {
+            operator: candidate
+            for operator, found in sound.items()
+            for candidate in found
+            if operator in recorded and candidate.key == recorded[operator].key
+        }
+        race, chosen = self._raced(baseline, chosen, earlier, inside({**earlier, **chosen}))
+        return Settled(chosen, inside(chosen), race, tuple(faults))
 
     def _raced(
-        self, baseline: Network, chosen: dict[str, Candidate], inside: dict[str, InNetwork]
+        self,
+        baseline: Network,
+        chosen: dict[str, Candidate],
+        earlier: dict[str, Candidate],
+        inside: Mapping[str, InNetwork],
     ) -> tuple[np.ndarray | None, dict[str, Candidate]]:
-        """The whole network, analytic against tuned; while tuned loses, half of it is given up."""
+        """The whole network, analytic against tuned; while tuned loses, half of it is given up.
+
+        Unless what was chosen earlier is faster, outside noise: then that stays.
+        """
+        if earlier and earlier != chosen:
+            self._info("racing the network against the one with the records of earlier runs")
+            networks = [baseline, self._compile(chosen), self._compile(earlier)]
+            race = network.time_networks(networks, self._imported, self._device)
+            if network.ratio(race[1], race[2]).low > 1.0:
+                chosen = earlier
         while chosen:
             self._info(f"racing the network, {len(chosen)} operators tuned, against the analytic")
             tuned = self._compile(chosen)
@@ -122,10 +152,10 @@ class Finalists:
         return None, chosen
 
     def _sound(
-        self, searches: Sequence[TaskSearch]
+        self, searches: Sequence[TaskSearch], recorded: Choice
     ) -> tuple[dict[str, list[Candidate]], list[str]]:
         """By operator the finalists whose numbers are right, best first; and what was wrong."""
-        work = [(search.task, c) for search in searches for c in finalists(search)]
+        work = [(search.task, c) for search in searches for c in finalists(search, recorded)]
         if not work:
             return {}, []
         self._info(f"checking the numbers of {len(work)} finalists")
@@ -146,13 +176,21 @@ class Finalists:
         return network.compile_network(self._imported, self._target, choice, library)
 
 
-def finalists(search: TaskSearch) -> list[Candidate]:
-    """The fastest of a task that may beat the analytic choice inside the network, best first."""
+def finalists(search: TaskSearch, recorded: Choice) -> list[Candidate]:
+    """The fastest of a task that may beat the analytic choice inside the network, best first.
+
+    Behind them the one that did so in an earlier run, by operator in `recorded`.
+    """
     if search.baseline is None:
         return []
-    return [
+    found = [
         candidate
         for candidate, measurement in search.fastest(FINALISTS + 1)
         if candidate.key != search.task.baseline.key
         and (measurement.seconds or 0.0) <= search.baseline * MARGIN
     ][:FINALISTS]
+    earlier = recorded.get(search.task.operator)
+    tried = None if earlier is None else search.tried.get(earlier.key)
+    if tried is None or tried[1].seconds is None or tried[0] in found:
+        return found
+    return [*found, tried[0]]

@@ -19,19 +19,21 @@ from tvm_mobilenet.tuning.finalists import Settled
 from tvm_mobilenet.tuning.measure import Measurement, Measurer
 from tvm_mobilenet.tuning.ranking import LearnedRanking
 from tvm_mobilenet.tuning.records import (
+    RECORDS,
     SHIPPED,
     InNetwork,
     Record,
     Setting,
     directory_of,
     identity_of,
+    read_records,
     update_records,
 )
 from tvm_mobilenet.tuning.report import Outcome, TaskOutcome
 from tvm_mobilenet.tuning.schedule import allot
 from tvm_mobilenet.tuning.search import TaskSearch
 from tvm_mobilenet.tuning.store import Measured, MeasuredLog
-from tvm_mobilenet.tuning.task import Candidate, tasks_of
+from tvm_mobilenet.tuning.task import Candidate, candidate_key, tasks_of
 from tvm_mobilenet.tuning.transfer import earlier_winners, known_measurements
 
 if TYPE_CHECKING:
@@ -144,6 +146,13 @@ class Session:
         """Candidates tried, earlier runs' included."""
         return sum(len(search.tried) for search in self.searches)
 
+    @property
+    def kept(self) -> int:
+        """Measurements on the disk of operators of this network, whatever ended the run."""
+        operators = {task.operator for task in self.tasks}
+        entries, _ = self._log.read()
+        return sum(entry.operator in operators for entry in entries)
+
     def search(self, limits: Limits) -> str:
         """Measure until a limit is reached or nothing promises more; returns why it stopped.
 
@@ -197,13 +206,13 @@ class Session:
     def _measure(self, batch: Sequence[Trial]) -> None:
         def store(place: int, measurement: Measurement) -> None:
             """On the disk before the next one is measured: nothing that was finished is lost."""
-            self._log.append([self._entry(batch[place], measurement)])
+            trial = batch[place]
+            self._log.append([self._entry(trial, measurement)])
+            trial.search.record(trial.candidate, measurement)
 
-        measurements = self._measurer.measure([trial.kernel for trial in batch], store)
+        self._measurer.measure([trial.kernel for trial in batch], store)
         for name, seconds in self._measurer.spent.items():
             self.clock.spent[name] = seconds
-        for trial, measurement in zip(batch, measurements, strict=True):
-            trial.search.record(trial.candidate, measurement)
 
     def _entry(self, trial: Trial, measurement: Measurement) -> Measured:
         return Measured(
@@ -246,6 +255,19 @@ class Session:
             )
 
     # ---- records
+
+    def recorded(self) -> dict[str, Candidate]:
+        """By operator, what an earlier run chose in this setting."""
+        tasks = {search.task.operator: search.task for search in self.searches}
+        found = {}
+        for record in read_records(self.place.directory / RECORDS):
+            operator, key = record.operator, candidate_key(record.rule, record.knobs)
+            identity = identity_of(operator, self.place.setting, self._space)
+            if operator in tasks and record.identity == identity:
+                for candidate in tasks[operator].space:
+                    if candidate.key == key:
+                        found[operator] = candidate
+        return found
 
     def finish(self, settled: Settled, stopped: str) -> Outcome:
         """Write the records of what was chosen; ``stopped``: why the search ended."""

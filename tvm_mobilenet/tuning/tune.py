@@ -76,14 +76,15 @@ def tune(
         )
         if session.reused:
             info(f"{session.reused} measurements of earlier runs are used again")
-        left = None if seconds is None else max(0.0, seconds - finalists.expected_seconds())
+        recorded = session.recorded()
+        left = None if seconds is None else max(0.0, seconds - finalists.expected_seconds(recorded))
         try:
             stopped = session.search(Limits(trials, left))
             info(f"{stopped}: {session.trials} trials")
             start = time.monotonic()
-            settled = finalists.settle(session.searches)
+            settled = finalists.settle(session.searches, recorded)
         except KeyboardInterrupt:
-            info(f"{session.trials} measurements are kept: the same command goes on from here")
+            info(f"{session.kept} measurements are kept: the same command goes on from here")
             raise
         session.clock.lap("choosing inside the network", start)
     return session.finish(settled, stopped)
