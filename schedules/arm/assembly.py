@@ -22,6 +22,7 @@ from ..emit import Expr, Registers
 
 LANES = 4
 VECTOR_BYTES = 16
+REGISTERS = 32
 
 
 @dataclass(frozen=True)

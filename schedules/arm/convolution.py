@@ -20,7 +20,7 @@ from ..templates import convolution as template
 from ..templates.convolution import Nest, Tile
 from ..templates.problem import ConvKnobs
 from ..x86.work import worth_threads
-from .assembly import LANES
+from .assembly import LANES, REGISTERS
 from .pointwise import PointwiseTile
 from .stem import StemTile
 
@@ -99,8 +99,8 @@ class StemNest(Nest):
             return None
         assert isinstance(self.spec, ConvSpec)
         early = getattr(self.knobs, "early", False)
-        tile_ = _stem_tile(self.spec, tile.run.taps, len(tile.widths), early)
-        return tile_ if tile_.registers <= REGISTERS else None
+        found = _stem_tile(self.spec, tile.run.taps, len(tile.widths), early)
+        return found if found.registers <= REGISTERS else None
 
 
 def _stem_tile(
