@@ -12,6 +12,7 @@ from .gemm_knobs import GemmKnobs, Problem
 from .ir import (
     LANES,
     View,
+    at_most,
     barrier,
     below,
     both,
@@ -120,12 +121,12 @@ class Kernel:
             slot = thread + i * knobs.threads
             pixel = pixel_tile * knobs.tile_pixels + slot % knobs.tile_pixels
             step = stage * blocks + slot // knobs.tile_pixels
+            # of pixels past the last nothing is written: reading that one again needs no predicates
+            image, within = self.place(at_most(pixel, problem.all_pixels - 1, reach))
             inside = both(
                 below(slot, slots, knobs.staged[0] * knobs.threads),
-                below(pixel, problem.all_pixels, reach),
                 below(step, problem.steps, problem.stages(knobs) * blocks),
             )
-            image, within = self.place(pixel)
             self.operand.load(self.inputs, staged_x, i * LANES, image, step, within, inside)
 
         unrolled(knobs.staged[0], x)

@@ -91,6 +91,11 @@ def both(*conditions: Expr | None) -> Expr | None:
     return None if not given else given[0] if len(given) == 1 else tirx.all(*given)
 
 
+def at_most(value: Expr, most: int, reach: int) -> Expr:
+    """The lesser of both; ``value`` itself where its greatest is ``reach - 1`` and no more."""
+    return T.min(value, most) if reach > most + 1 else value
+
+
 def below(index: Expr, bound: int, reach: int) -> Expr | None:
     """``index < bound``; None (true) where the greatest index is ``reach - 1`` anyway."""
     return index < bound if reach > bound else None

@@ -13,9 +13,9 @@ from .gemm_kernel import Kernel
 from .ir import (
     LANES,
     WARP,
+    at_most,
     barrier,
     below,
-    both,
     copy4,
     local,
     serial,
@@ -157,11 +157,9 @@ class TensorKernel(Kernel):
 
         def one(i: Expr, half: Expr) -> None:
             pixel = self.pixel(first, i, half, lane) + pixel_tile * knobs.tile_pixels
-            inside = both(
-                below(pixel, problem.all_pixels, reach),
-                below(four, problem.steps, knobs.steps(problem) * FOURS),
-            )
-            image, within = self.place(pixel)
+            inside = below(four, problem.steps, knobs.steps(problem) * FOURS)
+            # of pixels past the last nothing is written: reading that one again needs no predicates
+            image, within = self.place(at_most(pixel, problem.all_pixels - 1, reach))
             at = (d * knobs.pixels + i) * HELD + half * LANES
             self.operand.load(self.inputs, to, at, image, four, within, inside)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tvm_mobilenet.runtime import nvrtc
@@ -53,24 +53,28 @@ def compile_without_spills(source: str, arch: str) -> tuple[str, nvrtc.Image]:
 
     ``__launch_bounds__(threads, blocks)`` promises a kernel as many blocks on a multiprocessor,
     who share its registers. One that spills is promised a block less and compiled again, until it
-    does not or has the multiprocessor to itself. Raises as `nvrtc.compile_source`.
+    does not; one that has the multiprocessor to itself and spills keeps what it was promised.
+    Raises as `nvrtc.compile_source`.
     """
+    promised = {kernel: int(blocks) for _, blocks, kernel in _BOUNDS.findall(source)}
+    tried, given_up = dict(promised), set()
     while True:
-        image = nvrtc.compile_source(source, arch)
+        compiled = _with_blocks(source, tried)
+        image = nvrtc.compile_source(compiled, arch)
         spilling = {kernel for kernel, used in parse_log(image.log).items() if used.spills}
-        relaxed = fewer_blocks(source, spilling)
-        if relaxed == source:
-            return source, image
-        source = relaxed
+        before = dict(tried)
+        for kernel in (spilling & promised.keys()) - given_up:
+            if tried[kernel] > 1:
+                tried[kernel] -= 1
+            else:
+                tried[kernel] = promised[kernel]
+                given_up.add(kernel)
+        if tried == before:
+            return compiled, image
 
 
-def fewer_blocks(source: str, kernels: Collection[str]) -> str:
-    """The source with one block less, and at least one, in the launch bounds of these kernels."""
-
-    def bounds(found: re.Match[str]) -> str:
-        threads, blocks, kernel = found.groups()
-        if kernel not in kernels or blocks == "1":
-            return found[0]
-        return found[0].replace(f"({threads}, {blocks})", f"({threads}, {int(blocks) - 1})")
-
-    return _BOUNDS.sub(bounds, source)
+def _with_blocks(source: str, blocks: Mapping[str, int]) -> str:
+    """The source with other numbers of blocks in its kernels' launch bounds."""
+    return _BOUNDS.sub(
+        lambda found: f"__launch_bounds__({found[1]}, {blocks[found[3]]}) {found[3]}", source
+    )
