@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cuda import pathfinder
 
 from tvm_mobilenet import deploy, targets
 from tvm_mobilenet.cli.doctor_cuda import gpu_rows
@@ -138,6 +139,17 @@ def test_without_nvrtc_an_older_gpu_is_told_so(gpu_bundle: Path, monkeypatch) ->
         runtime_cuda.machine_code(gpu_bundle / "cuda", 75)
     with pytest.raises(MissingToolError, match="libnvrtc"):
         cuda.check_options(targets.load("cuda-sm90"), None, "float32")
+
+
+def test_headers_that_were_only_put_on_the_path_are_found(monkeypatch, tmp_path: Path) -> None:
+    assert len(nvrtc.include_directories()) == 2  # its modules are imported now
+    monkeypatch.setattr(pathfinder, "find_nvidia_header_directory", lambda library: None)
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    with pytest.raises(MissingToolError, match="headers of CUDA's cudart are missing; run: pip"):
+        nvrtc.include_directories()
+    carried = tmp_path / "nvidia" / "cu13" / "include"
+    (carried / "cccl").mkdir(parents=True)
+    assert nvrtc.include_directories() == [carried, carried / "cccl"]
 
 
 @pytest.mark.skipif(bool(shutil.which("nvidia-smi")), reason="hardware: a GPU is here")

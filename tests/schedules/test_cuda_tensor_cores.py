@@ -15,9 +15,14 @@ import pytest
 
 from tvm_mobilenet import frontend, targets
 from tvm_mobilenet.compiler_pass.lower_operators import lower_operators
+from tvm_mobilenet.compiler_pass.pipeline import compile_model
 from tvm_mobilenet.compiler_pass.schedule_operators import spec_of
+from tvm_mobilenet.parity import samples
 from tvm_mobilenet.parity.cuda_emulate import Emulator, KernelError, run_function
 from tvm_mobilenet.parity.cuda_launches import Buffer, HostCode, Launch, lower
+from tvm_mobilenet.parity.cuda_network import prove
+from tvm_mobilenet.parity.precision import at_precision as at_precision_of
+from tvm_mobilenet.parity.reference import evaluate
 from tvm_mobilenet.profiling.static import occupancy
 from tvm_mobilenet.runtime import nvrtc
 from tvm_mobilenet.runtime.ptxas import parse_log
@@ -295,6 +300,21 @@ def test_layer_shapes(model, alpha, resolution, batch, precision, rounded_case):
         specs = [spec for spec in specs if spec.mult_adds <= 8e6][::8]
     assert len(specs) > 1
     assert_right(rounded_case, specs)
+
+
+WHOLE = [(m, p) for m in ("mobilenet_v3_large", "mobilenet_v2") for p in ("float16", "tf32")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("model", "precision"), WHOLE if EVERYTHING else WHOLE[:1])
+def test_whole_networks(model, precision):
+    """Every kind of operator and every width; CI on small pictures."""
+    imported = frontend.load_model(model, resolution=224 if EVERYTHING else 64)
+    compiled = compile_model(imported, targets.at_precision(TARGET, precision))
+    exact = evaluate(imported, samples(imported, count=1))
+    report = prove(compiled, at_precision_of(exact, imported, compiled))
+    assert report.passed, report.summary()
+    assert f"PyTorch {precision}: " in report.summary() and "emulation" in report.summary()
 
 
 def on_tensor_cores(spec):
