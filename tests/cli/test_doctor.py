@@ -117,6 +117,16 @@ def test_target_without_a_compiler_names_the_installing_command(
     assert "ANDROID_NDK_HOME is not set" in android.problem
 
 
+@pytest.mark.parametrize(("target", "required"), [("rpi4", False), ("x86-64-v3", True)])
+def test_a_cross_compiler_links_alone(
+    capsys, monkeypatch, no_trial_imports, target: str, required: bool
+) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    main(["doctor", "--target", target, "--json"])
+    compiler = checks(capsys)["C++ compiler"]
+    assert compiler["problem"] and compiler["required"] == required
+
+
 def test_target_with_a_bad_compiler_or_name(capsys, no_trial_imports) -> None:
     (compiler, _) = doctor._device("rpi4", "g++-that-is-not-there")
     assert compiler.problem == "--cc g++-that-is-not-there: not found"

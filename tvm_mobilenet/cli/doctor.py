@@ -27,6 +27,7 @@ HELP = (
 
 _EVERYTHING = "everything"
 _OLDEST_PYTHON = (3, 11)
+_CROSS = "compiler for "
 
 # Required packages whose module has another name than the package with '-' as '_'.
 _MODULES = {"apache-tvm": "tvm", "apache-tvm-ffi": "tvm_ffi", "pillow": "PIL"}
@@ -59,7 +60,9 @@ def run(args: argparse.Namespace) -> int:
     if args.cc and not args.target:
         raise UsageError("--cc goes with --target")
     device = list(_device(args.target, args.cc)) if args.target else []  # a bad name: at once
-    checks = [_python(), *_packages(), *_tools(), _llvm(), *device]
+    # rows of a GPU come first, and its parity gate takes this machine's compiler
+    cross = bool(device) and device[0].name.startswith(_CROSS)
+    checks = [_python(), *_packages(), *_tools(linker=not cross), _llvm(), *device]
     if args.json:
         emit_json("doctor", {"ok": not _missing(checks), "checks": checks})
     else:
@@ -158,10 +161,11 @@ def _import_problem(module: str) -> str:
     return f"does not import ({last})"
 
 
-def _tools() -> Iterator[Check]:
+def _tools(*, linker: bool = True) -> Iterator[Check]:
+    """linker: this machine's own compiler is what links."""
     chosen = os.environ.get("CXX") or os.environ.get("CC")  # what TVM links with, in its order
     compilers = (chosen,) if chosen else ("g++", "gcc", "clang++", "clang", "c++", "cc")
-    yield _tool("C++ compiler", compilers, "g++", "build: links model.so", required=True)
+    yield _tool("C++ compiler", compilers, "g++", "build: links model.so", required=linker)
     yield _tool("cmake", ("cmake",), "cmake", "the bundle's C++ runner", required=False)
     yield _tool("objdump", ("objdump",), "binutils", "tests that disassemble", required=False)
 
@@ -207,7 +211,7 @@ def _device(name: str, cc: str | None) -> Iterator[Check]:
             yield Check(*row)
     if cc is None and not toolchain.is_cross(target):
         return
-    what, use = f"compiler for {name}", f"build --target {name}"
+    what, use = f"{_CROSS}{name}", f"build --target {name}"
     try:
         compiler = toolchain.find(target, cc)
         found = f"{compiler.version} ({compiler.origin})"
