@@ -111,8 +111,8 @@ def validate_bundle(
                 runner, target, references, operators, against if layers else None
             )
     variants = manifest.variants(directory)  # of them the loader takes one that runs here
+    say = progress or (lambda message: None)
     if not variants and (why := _why_emulated(directory)):
-        say = progress or (lambda message: None)
         contents = manifest.read(directory)
         manifest.check_files(directory, contents)
         references = _references(directory, contents, against, inputs)
@@ -129,7 +129,11 @@ def validate_bundle(
         references = _references(bundle.path, contents, against, inputs)
         outputs = [bundle.program.run(sample.inputs) for sample in references]
         report = judge(outputs, references, contents.precision)
-        if layers:
+        if layers and contents.kind == "cuda":  # a GPU's kernels have no traced entry
+            assert against is not None
+            found = _layers_of_gpu_bundle(bundle.path, contents, against, references, say)
+            report = dataclasses.replace(report, layers=found)
+        elif layers:
             assert against is not None
             operators = bundle.manifest["operators"]
             try:
