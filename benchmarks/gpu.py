@@ -127,16 +127,23 @@ def missing_here(*, need_gpu: bool) -> list[str]:
     from tvm_mobilenet.deploy import toolchain
     from tvm_mobilenet.errors import MissingToolError
 
+    if need_gpu:
+        missing += _missing_for_gpu()
     try:
         toolchain.own()
     except MissingToolError as error:
         missing.append(str(error))
-    if not need_gpu:
-        return missing
+    return missing
+
+
+def _missing_for_gpu() -> list[str]:
+    """Before the compiler is imported: CUDA's libraries are to be in the process first."""
     import torch
 
+    from tvm_mobilenet.errors import MissingToolError
     from tvm_mobilenet.runtime import cuda, nvrtc
 
+    missing = []
     if why := cuda.why_not_here():
         missing.append(f"a GPU that TVM can use: {why}")
     if not torch.cuda.is_available():
