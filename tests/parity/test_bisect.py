@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -12,19 +13,37 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from onnx import numpy_helper, parser
 
 from tvm_mobilenet import frontend, targets
 from tvm_mobilenet.cli import main
 from tvm_mobilenet.compiler_pass import pipeline
+from tvm_mobilenet.deploy.cuda import source_only
+from tvm_mobilenet.deploy.validate import operators_of
+from tvm_mobilenet.errors import InputError
 from tvm_mobilenet.parity import samples
 from tvm_mobilenet.parity.bisect import ELSEWHERE, bisect
+from tvm_mobilenet.parity.cuda_network import MACHINE, NetworkEmulator
+from tvm_mobilenet.parity.cut import target_of
 from tvm_mobilenet.parity.faults import FAULTS, Planted
+from tvm_mobilenet.parity.per_layer import per_layer
 from tvm_mobilenet.parity.reference import evaluate
-from tvm_mobilenet.parity.repro import replay
+from tvm_mobilenet.parity.repro import replay, replay_asked
 from tvm_mobilenet.parity.self_test import judged_build
 from tvm_mobilenet.targets import TargetSpec
 
 PHASES = {"off-by-one pad": "fuse_separable", "stale tuning record": "tuning record"}
+
+
+@pytest.mark.parametrize("name", targets.names())
+def test_target_of_a_bundle_is_the_one_that_it_was_built_for(name: str) -> None:
+    target = dataclasses.replace(targets.load(name), cores=3)
+    described = dataclasses.asdict(target)
+    del described["source"]  # a path of the machine that built it
+    written = json.loads(json.dumps({**described, "architecture": "any", "cpu_features": []}))
+    assert dataclasses.replace(target_of(written), source=target.source) == target
+    with pytest.raises(InputError, match="mtriple"):
+        target_of({key: value for key, value in written.items() if key != "mtriple"})
 
 
 def no_records(spec: object, rule: str) -> None:
@@ -47,6 +66,76 @@ def test_phase_of_a_planted_fault(name: str, small_network: onnx.ModelProto) -> 
         assert bisect(imported, target, layers, **arguments).phase == ELSEWHERE
 
 
+# Ends in a convolution: the operator that gives y its layout computes the same tensor again.
+POINTWISE = """<ir_version: 10, opset_import: ["" : 18]>
+network (float[1,3,10,10] picture) => (float[1,64,5,5] y) {
+    stem = Conv<strides=[2,2], pads=[1,1,1,1]>(picture, w0, b0)
+    x = Relu(stem)
+    y = Conv(x, w1, b1)
+}"""
+GPU_PHASES = {
+    "missing bias": "fuse_separable",
+    "bit-flipped weight": "schedule or code generation",
+    "stale tuning record": "tuning record",
+}
+
+
+def pointwise_network() -> onnx.ModelProto:
+    """A stem and a pointwise convolution, which no GPU's rule joins; seeded weights."""
+    random = np.random.default_rng(0)
+    model = parser.parse_model(POINTWISE)
+    shapes = {"w0": (16, 3, 3, 3), "b0": (16,), "w1": (64, 16, 1, 1), "b1": (64,)}
+    for name, shape in shapes.items():
+        values = random.standard_normal(shape).astype(np.float32)
+        model.graph.initializer.append(numpy_helper.from_array(values, name))
+    return model
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", GPU_PHASES)
+def test_phase_of_a_fault_in_a_gpu_s_kernels(name: str) -> None:
+    fault = next(fault for fault in FAULTS if fault.name == name)
+    imported, target = frontend.import_onnx(pointwise_network()), targets.load("cuda-sm80")
+    experiment = pipeline.Experiment(change=Planted(fault, target))
+    with source_only(target):
+        compiled = pipeline.compile_model(
+            imported, target, records=no_records, experiment=experiment
+        )
+    with NetworkEmulator(compiled) as network:
+        inputs = samples(imported, count=1)
+        layers = per_layer(network.trace, operators_of(compiled), imported, inputs)
+    assert [(row.kind, row.tensor, row.verdict) for row in layers.operators] == [
+        ("stem", "x", "passed"),
+        ("pointwise", "y", "AT FAULT"),
+        ("layout", "y", "FAILED"),
+    ]
+    arguments: dict[str, Any] = {"records": no_records, "progress": lambda text: None}
+    finding = bisect(imported, target, layers, change=Planted(fault, target), **arguments)
+    assert (finding.operator.index, finding.phase) == (1, GPU_PHASES[name])
+    assert [step.broken for step in finding.steps] == [False] * (len(finding.steps) - 1) + [True]
+
+
+@pytest.mark.slow
+def test_command_for_a_gpu_ends_with_a_repro(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, repro = tmp_path / "network.onnx", tmp_path / "repro"
+    onnx.save(pointwise_network(), model)
+    asked = ["validate", str(model), "--target", "cuda-sm80", "--samples", "1"]
+    assert main([*asked, "--bisect", str(repro), "--rpc", "nowhere:1"]) == 3
+    assert "cuda-sm80 is a GPU" in capsys.readouterr().err
+    drop_biases(monkeypatch, targets.load("cuda-sm80"))
+    assert main([*asked, "--bisect", str(repro)]) == 5
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert f"parity failed under {MACHINE}: operator 1 pointwise_0 (Conv_2) is at fault" in line
+    assert "breaks parity in phase 'fuse_separable': 'y'" in line
+    assert "It needs no GPU" in (repro / "README.md").read_text("utf-8")
+    monkeypatch.undo()
+    for options, passed in (([], False), (["--rebuild"], True)):
+        report = replay_asked(repro, options)
+        assert (report.machine, report.passed) == (MACHINE, passed)
+
+
 def drop_biases(monkeypatch: pytest.MonkeyPatch, target: TargetSpec) -> None:
     """From now on the compiler loses the bias of a pointwise convolution."""
     compile_model: Callable[..., pipeline.Compiled] = pipeline.compile_model
@@ -54,7 +143,7 @@ def drop_biases(monkeypatch: pytest.MonkeyPatch, target: TargetSpec) -> None:
     def with_fault(*arguments: Any, **options: Any) -> pipeline.Compiled:
         given = options.pop("experiment", None) or pipeline.Experiment()
         change = Planted(FAULTS[2], target)
-        changed = pipeline.Experiment(given.last_phase, change, given.cautious_code)
+        changed = dataclasses.replace(given, change=change)
         return compile_model(*arguments, experiment=changed, **options)
 
     monkeypatch.setattr(pipeline, "compile_model", with_fault)

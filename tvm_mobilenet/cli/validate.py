@@ -211,8 +211,9 @@ def _target_to_bisect(args: argparse.Namespace, device: Device | None) -> Target
     from tvm_mobilenet.parity.cut import target_of
     from tvm_mobilenet.runtime import manifest
 
-    bundle = Path(args.subject)
-    target = target_of(manifest.read(bundle)) if bundle.is_dir() else targets.load(args.target)
+    target = targets.load(args.target)
+    if (bundle := Path(args.subject)).is_dir():
+        target = target_of(manifest.read(bundle).document["target"])
     find_compiler(target)  # that there is one, before any work; so the others
     if target.gpu is not None:
         if device is not None:

@@ -7,10 +7,10 @@ emulated kernels.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tvm_mobilenet.errors import InputError
 from tvm_mobilenet.parity.judge import ParityReport, judge
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from tvm_mobilenet.deploy.device import Runner
     from tvm_mobilenet.frontend import ImportedModel
     from tvm_mobilenet.profiling.remote import Device
-    from tvm_mobilenet.runtime.manifest import Manifest
     from tvm_mobilenet.schedules.base import Records
     from tvm_mobilenet.targets import TargetSpec
 
@@ -145,12 +144,23 @@ def build_cut(
     return BuiltCut(compiled, library, runner, report)
 
 
-def target_of(contents: Manifest) -> TargetSpec:
-    """What a bundle was compiled for: its device, scheduled for as many threads as the bundle is.
+def target_of(described: Mapping[str, Any]) -> TargetSpec:
+    """The target in a bundle's manifest, scheduled for as many threads as the bundle is.
 
-    Raises InputError for a target that did not come with the package.
+    It need not be one of the package's, nor `native` be this machine. Raises InputError where a key
+    is missing.
     """
-    from tvm_mobilenet import targets
+    from tvm_mobilenet.targets import GpuSpec, TargetSpec
 
-    described = contents.document["target"]
-    return dataclasses.replace(targets.load(str(described["name"])), cores=int(described["cores"]))
+    names = {field.name for field in dataclasses.fields(TargetSpec)}
+    values: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in described.items()
+        if name in names
+    }
+    try:
+        if values.get("gpu") is not None:
+            values["gpu"] = GpuSpec(**values["gpu"])
+        return TargetSpec(**values, source="the bundle's manifest")
+    except TypeError as error:
+        raise InputError(f"the bundle does not say what it was built for: {error}") from error

@@ -215,7 +215,7 @@ def replay(directory: Path, *, rebuild: bool = False, device: Device | None = No
         [tensor.name for tensor in contents.inputs],
         [tensor.name for tensor in contents.outputs],
     )
-    target = target_of(contents)
+    target = target_of(contents.document["target"])
     model = frontend.import_onnx(directory / "model.onnx").onnx
     with tempfile.TemporaryDirectory(prefix="tvm-mobilenet-") as folder:
         cut = Cut(model, tuple(samples))
