@@ -65,4 +65,14 @@ def test_one_wrong_trial_fails_the_tool(wrong: Trial, says: str) -> None:
 def test_needs_a_subject(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["validate"]) == 2
     assert "say what to validate" in capsys.readouterr().err
-    assert main(["validate", "--self-test", "--per-layer"]) == 2
+    for other in (["--per-layer"], ["--rpc", "somewhere:1"]):
+        assert main(["validate", "--self-test", *other]) == 2
+        assert f"{other[0]} has no place in --self-test" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("target", "why"), [("cuda-sm80", "it is a GPU"), ("rpi4", "it is aarch64 code")]
+)
+def test_needs_code_for_this_cpu(target: str, why: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["validate", "--self-test", "--target", target]) == 3
+    assert f"not for {target}: {why}" in capsys.readouterr().err

@@ -98,7 +98,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--self-test",
         action="store_true",
-        help="judge the tool: plant seven known faults into builds of MODEL (default: MobileNetV1 "
+        help="judge the tool: plant seven faults into builds of MODEL for this CPU (default: MobileNetV1 "
         "0.25 at 64x64), see that each is caught and found in its operator",
     )
     remote = parser.add_argument_group("on a device over RPC (BUNDLE only)")
@@ -230,18 +230,29 @@ def _target_to_bisect(args: argparse.Namespace, device: Device | None) -> Target
 def _self_test(args: argparse.Namespace) -> int:
     from tvm_mobilenet import frontend, targets
     from tvm_mobilenet.errors import ParityError, UsageError
-    from tvm_mobilenet.parity.self_test import self_test
+    from tvm_mobilenet.parity.self_test import check_target, self_test
 
-    others = ("against", "image", "adversarial", "per_layer", "bisect", "plot")
+    others = (
+        "against",
+        "image",
+        "adversarial",
+        "per_layer",
+        "bisect",
+        "plot",
+        "rpc",
+        "rpc_tracker",
+    )
     if given := [name for name in others if getattr(args, name)]:
         raise UsageError(f"--{given[0].replace('_', '-')} has no place in --self-test")
+    target = targets.load(args.target)
+    check_target(target)  # before any work
     options = model_options(args)
     if args.subject is None:
         options |= {"alpha": 0.25, "resolution": 64}
     imported = frontend.load_model(
         args.subject or "mobilenet_v1", exporter=args.exporter, **options
     )
-    report = self_test(imported, targets.load(args.target), progress=args.console.info)
+    report = self_test(imported, target, progress=args.console.info)
     if args.json:
         emit_json("self-test", {"model": imported.name, "self_test": report.to_json()})
     else:

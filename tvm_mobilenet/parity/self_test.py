@@ -96,6 +96,7 @@ def self_test(
     from tvm_mobilenet.parity import samples
     from tvm_mobilenet.parity.reference import evaluate
 
+    check_target(target)
     references = evaluate(imported, samples(imported))
     trials = []
     for fault in (None, *faults):
@@ -119,6 +120,22 @@ def self_test(
             )
         )
     return SelfTest(tuple(trials))
+
+
+def check_target(target: TargetSpec) -> None:
+    """InputError for a target whose faulty code cannot run on this machine's CPU."""
+    from tvm_mobilenet.deploy.library import cpu_features
+    from tvm_mobilenet.errors import InputError
+    from tvm_mobilenet.runtime import host
+
+    reason = host.why_not_here(host.architecture(target.mtriple), cpu_features(target))
+    if target.gpu is not None:
+        reason = "it is a GPU"
+    if reason is not None:
+        raise InputError(
+            f"--self-test runs faulty code on this CPU, and not for {target.name}: {reason}; leave "
+            "--target out"
+        )
 
 
 def judged_build(
