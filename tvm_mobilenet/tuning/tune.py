@@ -215,13 +215,9 @@ def _linker(target: TargetSpec) -> Any:
 
 def _refuse_foreign(target: TargetSpec) -> None:
     """InputError when this machine cannot run the target's code."""
-    from tvm_mobilenet.deploy.library import cpu_features
-    from tvm_mobilenet.runtime import cuda, host
+    from tvm_mobilenet.deploy.builder import why_not_here
 
-    reason = host.why_not_here(host.architecture(target.mtriple), cpu_features(target))
-    if reason is None and target.gpu is not None:
-        reason = cuda.why_not_here()
-    if reason:
+    if reason := why_not_here(target):
         raise InputError(f"{target.name}: cannot be measured here: {reason}")
 
 
