@@ -7,10 +7,15 @@ replaced; a killed write leaves half of its bytes.
 
 from __future__ import annotations
 
+import itertools
+import json
 import os
+import random
+import secrets
 import signal
+import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +30,7 @@ class Countdown:
     """Acts at the Nth change below a directory."""
 
     def __init__(self, directory: Path, number: int, error: int) -> None:
-        self._directory, self.left, self._error = str(directory), number, error
+        self._directory, self.left, self._error = f"{directory}/", number, error
 
     def start(self) -> None:
         sys.addaudithook(self._hook)
@@ -110,6 +115,54 @@ class Interrupted:
         }
         assert status in ends, f"change {number}: {message}"
         return ends[status], message
+
+
+class Commands:
+    """The command line in processes forked from one that has imported everything."""
+
+    def __init__(self) -> None:
+        script = Path(__file__).with_name("forked_commands.py")
+        self._process = subprocess.Popen(
+            [sys.executable, script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def __call__(
+        self, arguments: Sequence[object], place: Path, change: int = 0, error: int = 0
+    ) -> tuple[int, str]:
+        """Exit code, as forked_commands.py tells it, and all that the command said."""
+        job = {"arguments": [str(argument) for argument in arguments], "place": str(place)}
+        assert self._process.stdin is not None and self._process.stdout is not None
+        print(
+            json.dumps({**job, "change": change, "error": error}),
+            file=self._process.stdin,
+            flush=True,
+        )
+        code = json.loads(self._process.stdout.readline())["code"]
+        return code, place.with_name(f"{place.name}.said").read_text()
+
+    def close(self) -> None:
+        self._process.communicate()
+
+
+@pytest.fixture(scope="module")
+def commands() -> Iterator[Commands]:
+    """commands(arguments, place, change, error) -> exit code, what was said."""
+    running = Commands()
+    yield running
+    running.close()
+
+
+@pytest.fixture
+def numbers() -> Callable[[int, int], Iterable[int]]:
+    """numbers(count, of) -> at which changes to kill: `count` of the first `of`, others each time.
+
+    ABUSE_ALL=1: at every one, until there are no more. ABUSE_SEED: those of an earlier run.
+    """
+    if os.environ.get("ABUSE_ALL"):
+        return lambda count, of: itertools.count(1)
+    seed = int(os.environ.get("ABUSE_SEED") or secrets.randbelow(10**6))
+    sys.stdout.write(f"ABUSE_SEED={seed}\n")
+    return lambda count, of: sorted(random.Random(seed).sample(range(1, of + 1), count))
 
 
 @pytest.fixture

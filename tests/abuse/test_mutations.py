@@ -2,18 +2,22 @@
 
 Each kind is mutated in its bytes and in its structure. A sample runs here; more, and others:
 
-    ABUSE_CASES=10000 ABUSE_SEED=7 pytest tests/abuse/test_mutations.py
+    ABUSE_CASES=10000 ABUSE_SEED=7 pytest -s tests/abuse/test_mutations.py
+
+Of the models that are taken some are built, and so run, as well: one in thirty of ABUSE_CASES.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import math
 import os
 import random
 import resource
+import shutil
 import signal
 import sys
 from collections import Counter
@@ -35,6 +39,7 @@ from tvm_mobilenet.tuning.records import RECORDS, applicable
 from tvm_mobilenet.tuning.store import MEASURED, MeasuredLog
 
 CASES = int(os.environ.get("ABUSE_CASES", "0"))
+BUILDS = CASES // 30 or 8
 SEED = int(os.environ.get("ABUSE_SEED", "0"))
 LIMIT = 30  # seconds of CPU time for one file
 MEMORY = 4 << 30  # bytes beyond what the process has
@@ -390,3 +395,27 @@ def fuzz(path: Path, take: Callable[[Path], None], mutate: Mutate, count: int, p
             said = f"{type(error).__name__} {' '.join(str(error).split())[:300]}"
         signal.setitimer(signal.ITIMER_PROF, 0)
         os.write(pipe, f"{number} {said}\n".encode())
+
+
+@pytest.mark.slow
+def test_what_is_taken_compiles_and_runs_or_is_refused(
+    commands: Callable[..., tuple[int, str]], tmp_path: Path
+) -> None:
+    """The command proves each that it compiles against PyTorch; time and memory are limited."""
+    path = tmp_path / "m.onnx"
+    outcomes: Counter[str] = Counter()
+    for number in itertools.count():
+        dice = random.Random(f"{SEED} {number}")
+        path.write_bytes(dice.choice([model_bytes, model_graph])(dice))
+        place = tmp_path / "place"
+        code, said = commands(["build", path, "--threads", 1, "-o", place / "bundle"], place)
+        assert code in (0, 3), f"ABUSE_SEED={SEED}, model {number}: {code}\n{said}"
+        assert "Traceback" not in said and said.count("tvm-mobilenet: error: ") == (code != 0)
+        compiled = "linking" in said
+        outcomes["built" if code == 0 else "refused late" if compiled else "refused"] += 1
+        assert {file.name for file in tmp_path.iterdir()} <= {"m.onnx", "place", "place.said"}
+        shutil.rmtree(place)
+        if outcomes["built"] + outcomes["refused late"] == BUILDS:
+            break
+    sys.stdout.write(f"\nmodels that are built: {dict(outcomes)}\n")
+    assert outcomes["built"]

@@ -7,21 +7,24 @@ Each command is one file, `cli/<command>.py`, with `HELP`, `add_arguments(parser
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import importlib.metadata
 import os
 import select
 import sys
+import tempfile
 import traceback
 from collections.abc import Sequence
 from types import ModuleType
 from typing import Any, NoReturn
 
 from tvm_mobilenet.cli.common import Console
-from tvm_mobilenet.errors import MissingToolError, TvmMobilenetError, UsageError
+from tvm_mobilenet.errors import InputError, MissingToolError, TvmMobilenetError, UsageError
 
 PROG = "tvm-mobilenet"
 _STDOUT = 1  # its file descriptor
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # wherever it is written to
 
 COMMANDS: tuple[tuple[str, str], ...] = (
     ("export", "PyTorch model to a checked ONNX file"),
@@ -63,6 +66,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         if _stdout_is_closed():
             return 141  # what a shell reports for SIGPIPE: the reader (head, less) has gone
         return _unexpected(error, verbose)
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            return _unexpected(error, verbose)
+        place = error.filename or f"temporary files in {tempfile.gettempdir()}"
+        return _fail(
+            f"{place}: {error.strerror}; free some space, or set TMPDIR to another directory",
+            InputError.exit_code,
+        )
     except ModuleNotFoundError as error:
         package = (error.name or "").split(".")[0]
         if package in ("", "tvm_mobilenet"):
