@@ -98,8 +98,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--self-test",
         action="store_true",
-        help="judge the tool: plant seven faults into builds of MODEL for this CPU (default: MobileNetV1 "
-        "0.25 at 64x64), see that each is caught and found in its operator",
+        help="judge the tool: plant seven faults into builds of MODEL (default: MobileNetV1 0.25 "
+        "at 64x64) for this CPU, see that each is caught and found in its operator",
     )
     remote = parser.add_argument_group("on a device over RPC (BUNDLE only)")
     remote.add_argument("--rpc-tracker", metavar="HOST:PORT", help="the tracker that knows it")
@@ -199,31 +199,16 @@ def _bisect(args: argparse.Namespace, report: ParityReport, device: Device | Non
 
 
 def _target_to_bisect(args: argparse.Namespace, device: Device | None) -> TargetSpec:
-    """What the subject is for.
-
-    Raises MissingToolError for what bisecting needs beside it, InputError for a GPU on a device.
-    """
+    """What the subject is for; raises as `bisect.check_target`."""
     from tvm_mobilenet import targets
-    from tvm_mobilenet.deploy import cuda, emulate
-    from tvm_mobilenet.deploy.builder import find_compiler
-    from tvm_mobilenet.deploy.toolchain import is_cross
-    from tvm_mobilenet.errors import InputError
+    from tvm_mobilenet.parity.bisect import check_target
     from tvm_mobilenet.parity.cut import target_of
     from tvm_mobilenet.runtime import manifest
 
     target = targets.load(args.target)
     if (bundle := Path(args.subject)).is_dir():
         target = target_of(manifest.read(bundle).document["target"])
-    find_compiler(target)  # that there is one, before any work; so the others
-    if target.gpu is not None:
-        if device is not None:
-            raise InputError(
-                f"over RPC only CPUs are judged, and {target.name} is a GPU: leave the RPC options "
-                "out, its kernels are emulated here"
-            )
-        cuda.check_options(target, None, target.precision)
-    elif is_cross(target) and device is None:
-        emulate.emulator(target.mtriple, target.qemu_cpu)
+    check_target(target, device)
     return target
 
 

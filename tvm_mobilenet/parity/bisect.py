@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tvm_mobilenet.errors import InputError
 from tvm_mobilenet.parity.cut import Change, Cut, build_cut, cut_out
 from tvm_mobilenet.parity.judge import Verdict
 from tvm_mobilenet.parity.per_layer import OperatorParity, PerLayerReport
@@ -147,6 +148,27 @@ def bisect(
             break
     phase = steps[-1].phase if steps[-1].broken else ELSEWHERE
     return Finding(operator, phase, tuple(steps), cut)
+
+
+def check_target(target: TargetSpec, device: Device | None) -> None:
+    """What bisecting for a target needs beside the subject, before any work.
+
+    Raises MissingToolError for a tool that is not here, InputError for a GPU on a device.
+    """
+    from tvm_mobilenet.deploy import cuda, emulate
+    from tvm_mobilenet.deploy.builder import find_compiler
+    from tvm_mobilenet.deploy.toolchain import is_cross
+
+    find_compiler(target)
+    if target.gpu is not None:
+        if device is not None:
+            raise InputError(
+                f"over RPC only CPUs are judged, and {target.name} is a GPU: leave the RPC options "
+                "out, its kernels are emulated here"
+            )
+        cuda.check_options(target, None, target.precision)  # NVRTC, for the repro's bundle
+    elif is_cross(target) and device is None:
+        emulate.emulator(target.mtriple, target.qemu_cpu)
 
 
 def _build(
