@@ -35,7 +35,7 @@ from tvm_mobilenet.targets import TargetSpec
 PHASES = {"off-by-one pad": "fuse_separable", "stale tuning record": "tuning record"}
 
 
-@pytest.mark.parametrize("name", targets.names())
+@pytest.mark.parametrize("name", ["rpi2", "cuda-sm80"])
 def test_target_of_a_bundle_is_the_one_that_it_was_built_for(name: str) -> None:
     target = dataclasses.replace(targets.load(name), cores=3)
     described = dataclasses.asdict(target)
@@ -44,6 +44,30 @@ def test_target_of_a_bundle_is_the_one_that_it_was_built_for(name: str) -> None:
     assert dataclasses.replace(target_of(written), source=target.source) == target
     with pytest.raises(InputError, match="mtriple"):
         target_of({key: value for key, value in written.items() if key != "mtriple"})
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "says"),
+    [
+        ([], 3, "nosuch.onnx: no such file"),
+        (["--rpc-key", "k"], 2, "--rpc-key is a device's at a tracker or server"),
+        (["--rpc-tracker", "a:1"], 2, "say which device of the tracker's"),
+        (["--rpc", "a:1", "--rpc-tracker", "a:2"], 2, "give either --rpc"),
+        (["--rpc", "a:1"], 2, "a device runs a bundle"),
+        (["--rpc", "a:1", "--target", "cuda-sm80"], 3, "cuda-sm80 is a GPU"),
+        (["--precision", "tf32"], 2, "--precision goes with a GPU"),
+        (["--bisect", __file__], 3, "exists and is not an empty directory"),
+        (["--bisect", f"{__file__}/repro"], 3, "nothing can be written"),
+    ],
+)
+def test_what_cannot_be_bisected_is_said_in_a_line(
+    options: list[str], code: int, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["validate", "nosuch.onnx", "--bisect", str(tmp_path / "repro"), *options]
+    assert main(asked) == code
+    (line,) = capsys.readouterr().err.splitlines()
+    assert says in line
+    assert not (tmp_path / "repro").exists()
 
 
 def no_records(spec: object, rule: str) -> None:
