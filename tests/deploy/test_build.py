@@ -117,6 +117,17 @@ def test_dumped_ir_is_written(model_path: Path, tmp_path: Path) -> None:
     assert all("def main" in dump.read_text() for dump in dumps)
 
 
+def test_a_place_for_the_ir_that_cannot_be_written_is_told_before_compiling(
+    model_path: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    said: list[str] = []
+    for place in (tmp_path / "file", Path("/proc/nothing")):
+        with pytest.raises(InputError, match=f"{place}: cannot be written .* --dump-ir"):
+            deploy.build(model_path, output=tmp_path / "b", dump_ir=place, progress=said.append)
+    assert not (tmp_path / "b").exists() and all("importing" in line for line in said)
+
+
 def test_progress_is_told_and_the_bundle_runs(model_path: Path, tmp_path: Path) -> None:
     said: list[str] = []
     built = deploy.build(model_path, output=tmp_path / "b", progress=said.append)

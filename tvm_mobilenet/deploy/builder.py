@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import os
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -137,6 +139,8 @@ def build(
     )
     others = [at_batch(imported, model, size, exporter) for size in batches]
     preprocessing = preprocessing_of(imported, mean=mean, std=std)
+    if dump_ir is not None:
+        _make_directory(dump_ir)
     with tempfile.TemporaryDirectory(prefix="tvm-mobilenet-") as folder:
         proven = compile_and_prove(
             imported,
@@ -169,6 +173,18 @@ def build(
         )
     seconds = time.perf_counter() - start
     return Built(path, proven.compiled, preprocessing, proven.parity, records, seconds)
+
+
+def _make_directory(path: Path) -> None:
+    """For --dump-ir; InputError when nothing can be written there."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        if not os.access(path, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be written ({error.strerror}); give another --dump-ir DIR"
+        ) from error
 
 
 def at_batch(
