@@ -1,6 +1,7 @@
 """How far `tune --static` is to be trusted: predicted order of candidates against measured times.
 
-    python benchmarks/static_tuning.py --keep DIR [--set held-out] [--candidates 30] [--output out]
+    python benchmarks/static_tuning.py --keep DIR [--set held-out] [--kind depthwise]
+        [--candidates 30] [--output out]
 
 On this x86 machine, with AVX2 (QEMU executes it, AVX-512 it does not), one thread. For each of the
 operators below the analytic choice and random candidates of its template's space are predicted
@@ -167,6 +168,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--keep", type=Path, required=True)
     parser.add_argument("--set", choices=SETS, default="first")
+    parser.add_argument("--kind", help="operators of this kind alone")
     parser.add_argument("--candidates", type=int, default=30)
     parser.add_argument("--predict-only", action="store_true", help="measure nothing yet")
     parser.add_argument("--output", type=Path, metavar="FILE", help="all figures as JSON")
@@ -178,7 +180,10 @@ def main() -> int:
     # LLVM's model of Sapphire Rapids is the latest of Intel's server CPUs
     cpu = "sapphirerapids" if here.mcpu == "emeraldrapids" else here.mcpu
     pool, work = PopenPoolExecutor(2, timeout=600), []
-    for spec in SETS[args.set]:
+    specs = [spec for spec in SETS[args.set] if args.kind in (None, spec.kind)]
+    if not specs:
+        parser.error(f"no operator is {args.kind}")
+    for spec in specs:
         task = task_of(from_json(to_json(spec)), target)
         candidates = choose(task, args.candidates)
         sys.stderr.write(f"predicting {len(candidates)} of {task.label}\n")
