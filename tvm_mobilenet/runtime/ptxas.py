@@ -57,7 +57,8 @@ def compile_without_spills(source: str, arch: str) -> tuple[str, nvrtc.Image]:
     Raises as `nvrtc.compile_source`.
     """
     promised = {kernel: int(blocks) for _, blocks, kernel in _BOUNDS.findall(source)}
-    tried, given_up = dict(promised), set()
+    tried = dict(promised)
+    given_up: set[str] = set()
     while True:
         compiled = _with_blocks(source, tried)
         image = nvrtc.compile_source(compiled, arch)
