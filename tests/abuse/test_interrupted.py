@@ -283,7 +283,7 @@ def test_whole_builds_are_killed_or_refused(
 ) -> None:
     """Compiler, linker, parity and bundle in one; every other one has an older bundle there."""
     codes = []
-    for number in numbers(count, 44):
+    for number in numbers(count, 43):
         place = tmp_path / str(number)
         output = place / "out" / "bundle"
         older = number % 2 == 0
@@ -308,7 +308,7 @@ def test_whole_builds_are_killed_or_refused(
 
 def assert_told_in_one_line(code: int, said: str) -> None:
     assert "Traceback" not in said
-    assert code < 2 or "\ntvm-mobilenet: error: " in f"\n{said}", said
+    assert code in (-9, 0, 100) or "\ntvm-mobilenet: error: " in f"\n{said}", said
 
 
 @pytest.mark.slow
