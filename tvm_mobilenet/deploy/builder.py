@@ -141,7 +141,7 @@ def build(
     preprocessing = preprocessing_of(imported, mean=mean, std=std)
     if dump_ir is not None:
         _make_directory(dump_ir)
-    with tempfile.TemporaryDirectory(prefix="tvm-mobilenet-") as folder:
+    with tempfile.TemporaryDirectory(prefix="tvm-mobilenet-", ignore_cleanup_errors=True) as folder:
         proven = compile_and_prove(
             imported,
             spec,

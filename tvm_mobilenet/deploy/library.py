@@ -52,7 +52,13 @@ def export_library(
         link(output, files, **options)
 
     try:
-        compiled.executable.export_library(str(path), fcompile=keep_and_link)
+        # TVM's own temporary directory complains in a traceback where none can be made
+        with tempfile.TemporaryDirectory(
+            prefix="tvm-mobilenet-", ignore_cleanup_errors=True
+        ) as folder:
+            compiled.executable.export_library(
+                str(path), fcompile=keep_and_link, workspace_dir=folder
+            )
     except RuntimeError as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         telling = (line for line in lines if re.search(r"error:\s*\S|No space left", line))
