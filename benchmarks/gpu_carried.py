@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import io
+import lzma
 import os
 import subprocess
 import sys
@@ -17,7 +18,13 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 SCRIPTS = ("gpu.py", "gpu_steps.py", "gpu_report.py", "gpu_carried.py")
 LIMIT_MIB = 61  # what a file for such a machine may have
-NOT_CARRIED = ("3rdparty", "__pycache__", "include", "cmake", "web")
+NOT_CARRIED = ("3rdparty", "__pycache__", "include", "cmake", "web", "src")
+NOT_CARRIED += ("measured.jsonl",)  # what `tune` goes on from
+# xz's filter for machine code saves a tenth of TVM's compiler, which is nearly all there is
+FILTERS = [
+    {"id": lzma.FILTER_X86},
+    {"id": lzma.FILTER_LZMA2, "preset": 9, "dict_size": 192 * 2**20},
+]
 HEADERS = "nvidia/cu13/include/cccl"  # of cuda_fp16.h, which comes with PyTorch, these do not
 
 
@@ -43,18 +50,19 @@ def pack(file: Path, python: str, extra: Sequence[str]) -> int:
         for glibc in ("2_28", "2_27", "2_24", "2_17"):
             command += ["--platform", f"manylinux_{glibc}_x86_64"]
         subprocess.run([*command, f"apache-tvm-ffi=={release}", *extra], check=True)
-        with tarfile.open(file, "w:xz", preset=9) as out:
+        with (
+            lzma.open(file, "wb", filters=FILTERS) as xz,
+            tarfile.open(fileobj=xz, mode="w") as out,
+        ):
             for wheel in sorted(Path(folder).glob("*.whl")):
-                out.add(wheel, f"wheels/{wheel.name}")
+                _add_wheel(out, wheel)
             for name, source in sources.items():
                 for path in files_of(source):
                     out.add(path.resolve(), f"site/{name}/{path.relative_to(source)}")
             for name in ("apache-tvm", "tvm-mobilenet"):
                 text = importlib.metadata.distribution(name).read_text("METADATA") or ""
                 place = f"{name.replace('-', '_')}-{importlib.metadata.version(name)}.dist-info"
-                entry = tarfile.TarInfo(f"site/{place}/METADATA")
-                entry.size = len(text.encode())
-                out.addfile(entry, io.BytesIO(text.encode()))
+                _add(out, f"site/{place}/METADATA", text.encode())
             for name in SCRIPTS:
                 out.add(HERE / name, name)
     mib = file.stat().st_size / 2**20
@@ -70,8 +78,23 @@ def files_of(source: Path) -> list[Path]:
     found = []
     for folder, directories, names in os.walk(source, followlinks=True):
         directories[:] = [name for name in directories if name not in NOT_CARRIED]
-        found += [Path(folder) / name for name in names]
+        found += [Path(folder) / name for name in names if name not in NOT_CARRIED]
     return sorted(found)
+
+
+def _add_wheel(out: tarfile.TarFile, wheel: Path) -> None:
+    """A wheel's files: in the wheel they would be compressed already, and worse."""
+    with zipfile.ZipFile(wheel) as archive:
+        for name in archive.namelist():
+            ours = wheel.name.startswith("apache_tvm_ffi-")  # of others everything
+            if not name.endswith("/") and not (ours and {*name.split("/")} & {*NOT_CARRIED}):
+                _add(out, f"site/{name}", archive.read(name))
+
+
+def _add(out: tarfile.TarFile, name: str, content: bytes) -> None:
+    entry = tarfile.TarInfo(name)
+    entry.size = len(content)
+    out.addfile(entry, io.BytesIO(content))
 
 
 def unpack(carried: Path) -> None:
@@ -81,7 +104,6 @@ def unpack(carried: Path) -> None:
         with tempfile.TemporaryDirectory(dir=carried.parent) as folder:
             with tarfile.open(carried) as archive:
                 archive.extractall(folder, filter="data")
-            _open_wheels(Path(folder))
             Path(folder, "site").rename(place)
     sys.path.insert(0, str(place))
 
@@ -90,14 +112,5 @@ def unpack_beside() -> bool:
     """Make importable what lies unpacked beside this script; False where nothing does."""
     if not (HERE / "site").is_dir():
         return False
-    _open_wheels(HERE)
     sys.path.insert(0, str(HERE / "site"))
     return True
-
-
-def _open_wheels(place: Path) -> None:
-    """Put the wheels' packages into site/, once."""
-    for wheel in sorted((place / "wheels").glob("*.whl")):
-        with zipfile.ZipFile(wheel) as archive:
-            archive.extractall(place / "site")
-        wheel.unlink()
