@@ -23,7 +23,7 @@ NOT_CARRIED += ("measured.jsonl",)  # what `tune` goes on from
 # xz's filter for machine code saves a tenth of TVM's compiler, which is nearly all there is
 FILTERS = [
     {"id": lzma.FILTER_X86},
-    {"id": lzma.FILTER_LZMA2, "preset": 9, "dict_size": 192 * 2**20},
+    {"id": lzma.FILTER_LZMA2, "preset": 9, "dict_size": 192 * 2**20, "lc": 4},
 ]
 HEADERS = "nvidia/cu13/include/cccl"  # of cuda_fp16.h, which comes with PyTorch, these do not
 
