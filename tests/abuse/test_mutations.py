@@ -409,13 +409,12 @@ def test_what_is_taken_compiles_and_runs_or_is_refused(
         path.write_bytes(dice.choice([model_bytes, model_graph])(dice))
         place = tmp_path / "place"
         code, said = commands(["build", path, "--threads", 1, "-o", place / "bundle"], place)
-        assert code in (0, 3), f"ABUSE_SEED={SEED}, model {number}: {code}\n{said}"
+        assert code in (0, 3, 5), f"ABUSE_SEED={SEED}, model {number}: {code}\n{said}"
         assert "Traceback" not in said and said.count("tvm-mobilenet: error: ") == (code != 0)
-        compiled = "linking" in said
-        outcomes["built" if code == 0 else "refused late" if compiled else "refused"] += 1
+        outcomes[{0: "built", 3: "refused", 5: "refused by parity"}[code]] += 1
         assert {file.name for file in tmp_path.iterdir()} <= {"m.onnx", "place", "place.said"}
         shutil.rmtree(place)
-        if outcomes["built"] + outcomes["refused late"] == BUILDS:
+        if outcomes["built"] + outcomes["refused by parity"] == BUILDS:
             break
     sys.stdout.write(f"\nmodels that are built: {dict(outcomes)}\n")
     assert outcomes["built"]
