@@ -97,6 +97,8 @@ SPECS: list[Spec] = [
     ConvSpec(1, 3, 23, 20, 12, (7, 7), (2, 2), (3, 3, 3, 3), input_layout="nchw"),
     ConvSpec(2, 2, 9, 30, 8, (2, 5), (1, 3), (0, 4, 1, 3), (1, 2), input_layout="nchw"),
     ConvSpec(1, 1, 5, 9, 20, input_layout="nchw"),  # a kernel row is one column
+    # a tile at the edge would take more registers than one inside
+    ConvSpec(1, 3, 20, 20, 12, (4, 4), (4, 4), (1, 1, 1, 1), input_layout="nchw"),
     ConvSpec(1, 19, 7, 6, 33, (5, 3), (1, 2), (2, 1, 2, 0), (2, 1)),
     DenseSpec(1, 130, 70, activation=HARDSIGMOID),
     DenseSpec(3, 64, 33, activation=RELU),
