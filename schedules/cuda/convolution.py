@@ -200,13 +200,15 @@ class _TensorSeparable(_TensorProduct):
     """The same on tensor cores; lanes that multiply a pixel for other channels compute it again."""
 
     # of a thread, sums and tiles of the map in a stage: the taps under way need registers, too
-    MOST_SUMS, MOST_STAGED = 64, 2
+    MOST_SUMS, MOST_SUMS_SM_75, MOST_STAGED = 64, 32, 2
 
     def _choices(self, spec: Any, target: TargetSpec) -> tuple[TensorKnobs, ...]:
+        assert target.gpu is not None
+        most = self.MOST_SUMS if target.gpu.capability >= 80 else self.MOST_SUMS_SM_75
         return tuple(
             knobs
             for knobs in super()._choices(spec, target)
-            if knobs.sums <= self.MOST_SUMS and knobs.pixels * knobs.depth <= self.MOST_STAGED
+            if knobs.sums <= most and knobs.pixels * knobs.depth <= self.MOST_STAGED
         )
 
     def pays(self, spec: SeparableSpec, target: TargetSpec) -> bool:
