@@ -201,14 +201,19 @@ class _TensorSeparable(_TensorProduct):
 
     # of a thread, sums and tiles of the map in a stage: the taps under way need registers, too
     MOST_SUMS, MOST_SUMS_SM_75, MOST_STAGED = 64, 32, 2
+    ROOMY = (75, 80, 90, 100)  # on others ptxas spills 32 sums beside two tiles
 
     def _choices(self, spec: Any, target: TargetSpec) -> tuple[TensorKnobs, ...]:
         assert target.gpu is not None
-        most = self.MOST_SUMS if target.gpu.capability >= 80 else self.MOST_SUMS_SM_75
+        capability = target.gpu.capability
+        most = self.MOST_SUMS if capability >= 80 else self.MOST_SUMS_SM_75
+        both = most * self.MOST_STAGED if capability in self.ROOMY else 32
         return tuple(
             knobs
             for knobs in super()._choices(spec, target)
-            if knobs.sums <= most and knobs.pixels * knobs.depth <= self.MOST_STAGED
+            if knobs.sums <= most
+            and knobs.pixels * knobs.depth <= self.MOST_STAGED
+            and knobs.sums * knobs.pixels * knobs.depth <= both
         )
 
     def pays(self, spec: SeparableSpec, target: TargetSpec) -> bool:
