@@ -24,6 +24,7 @@ __all__ = ["GpuSpec", "TargetSpec", "at_precision", "detect", "load", "names"]
 _DIRECTORY = Path(__file__).parent
 NATIVE = "native"
 ARCH = r"sm_\d{2,3}[af]?"  # NVIDIA's names of GPU architectures
+_ARM = re.compile(r"aarch64(_be|_32)?|arm64(e|_32)?|(arm|thumb)(eb)?(v\d\w*)?")  # LLVM's names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,6 +132,12 @@ class TargetSpec:
         import tvm
         from tvm.target import codegen
 
+        name = self.mtriple.split("-")[0]
+        if name.startswith(("arm", "aarch64", "thumb")) and not _ARM.fullmatch(name):
+            raise InputError(  # LLVM would end the process
+                f"{self.source}: mtriple: LLVM has no architecture '{name}'; 32-bit ARM is armv7a, "
+                "64-bit ARM aarch64"
+            )
         if not codegen.llvm_is_valid_cpu(self.mcpu, self.mtriple):
             raise InputError(
                 f"{self.source}: mcpu: LLVM has no CPU '{self.mcpu}' for {self.mtriple}"

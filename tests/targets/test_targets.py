@@ -207,6 +207,13 @@ def test_cpu_that_llvm_does_not_know(tmp_path: Path) -> None:
         load(str(file)).tvm_target()
 
 
+@pytest.mark.parametrize("name", ["arm7a", "aarch64foo", "thumbv"])
+def test_an_architecture_that_would_end_llvm_is_refused(name: str) -> None:
+    spec = dataclasses.replace(targets.load("rpi2"), mtriple=f"{name}-linux-gnueabihf")
+    with pytest.raises(InputError, match=f"mtriple: LLVM has no architecture '{name}'"):
+        spec.tvm_target()
+
+
 def test_command_lists_every_device(cli) -> None:
     table = cli("targets").stdout.splitlines()
     assert [line.split()[0] for line in table[1 : 1 + len(targets.names())]] == targets.names()
