@@ -8,6 +8,10 @@ class TvmMobilenetError(Exception):
 
     exit_code = 1
 
+    def __str__(self) -> str:
+        """The message; in names out of a file line ends and control characters are escaped."""
+        return "".join(c if c.isprintable() else repr(c)[1:-1] for c in super().__str__())
+
 
 class UsageError(TvmMobilenetError):
     """The command's arguments are wrong or contradict each other (exit code 2)."""

@@ -262,3 +262,14 @@ def test_nothing_is_printed(
     out, err = capfd.readouterr()
     assert (out, err) == ("", "")
     assert caplog.records == []
+
+
+def test_names_out_of_the_file_stay_on_the_line(tmp_path: Path, build: Callable) -> None:
+    model = build(_conv)
+    old, model.graph.input[0].name = model.graph.input[0].name, "pic\nture\x1b[2J"
+    for node in model.graph.node:
+        node.input[:] = [model.graph.input[0].name if name == old else name for name in node.input]
+    model.graph.input[0].type.tensor_type.elem_type = TensorProto.DOUBLE
+    path = tmp_path / "lines.onnx"
+    path.write_bytes(model.SerializeToString())
+    assert r"input 'pic\nture\x1b[2J' is double" in refused(path)
