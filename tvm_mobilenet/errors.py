@@ -9,8 +9,9 @@ class TvmMobilenetError(Exception):
     exit_code = 1
 
     def __str__(self) -> str:
-        """The message; in names out of a file line ends and control characters are escaped."""
-        return "".join(c if c.isprintable() else repr(c)[1:-1] for c in super().__str__())
+        """The message on one line, control characters escaped: names out of files may have both."""
+        line = " ".join(super().__str__().split())
+        return "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
 
 
 class UsageError(TvmMobilenetError):

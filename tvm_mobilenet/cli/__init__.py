@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except TvmMobilenetError as error:
         if verbose >= 2:
             traceback.print_exception(error)
-        return _fail(" ".join(str(error).split()), error.exit_code)
+        return _fail(str(error), error.exit_code)
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
     except BrokenPipeError as error:
