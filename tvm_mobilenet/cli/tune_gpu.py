@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import dataclasses
 import sys
 from pathlib import Path
@@ -65,10 +64,10 @@ def _row(task: GpuTask) -> tuple[object, ...]:
 
 
 def _write_csv(outcome: GpuOutcome, path: Path) -> None:
-    from tvm_mobilenet.tuning.store import os_errors_named
+    from tvm_mobilenet.tuning.report import csv_writer
 
-    with os_errors_named(path), path.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([_HEADER, *(_row(task) for task in outcome.tasks)])
+    with csv_writer(path) as writer:
+        writer.writerows([_HEADER, *(_row(task) for task in outcome.tasks)])
 
 
 def _print(outcome: GpuOutcome) -> None:

@@ -124,14 +124,10 @@ def self_test(
 
 def check_target(target: TargetSpec) -> None:
     """InputError for a target whose faulty code cannot run on this machine's CPU."""
-    from tvm_mobilenet.deploy.library import cpu_features
+    from tvm_mobilenet.deploy.builder import why_not_here
     from tvm_mobilenet.errors import InputError
-    from tvm_mobilenet.runtime import host
 
-    reason = host.why_not_here(host.architecture(target.mtriple), cpu_features(target))
-    if target.gpu is not None:
-        reason = "it is a GPU"
-    if reason is not None:
+    if reason := why_not_here(target) if target.gpu is None else "it is a GPU":
         raise InputError(
             f"--self-test runs faulty code on this CPU, and not for {target.name}: {reason}; leave "
             "--target out"

@@ -112,7 +112,8 @@ def rows(outcome: Outcome) -> list[tuple[Any, ...]]:
 
 
 @contextlib.contextmanager
-def _csv_writer(path: Path) -> Iterator[Any]:
+def csv_writer(path: Path) -> Iterator[Any]:
+    """A `csv.writer` of a new file; InputError when it cannot be written."""
     named = os_errors_named(path, "name another file: --csv FILE")
     with named, path.open("w", newline="", encoding="utf-8") as file:
         yield csv.writer(file)
@@ -120,7 +121,7 @@ def _csv_writer(path: Path) -> Iterator[Any]:
 
 def write_csv(outcome: Outcome, path: Path) -> None:
     """The same table and a last line for the network; InputError when it cannot be written."""
-    with _csv_writer(path) as writer:
+    with csv_writer(path) as writer:
         writer.writerow(COLUMNS)
         writer.writerows(rows(outcome))
         ends = (_us(outcome.before_seconds), _us(outcome.after_seconds))
@@ -145,7 +146,7 @@ def sketch_fields(outcome: SketchOutcome) -> dict[str, Any]:
 
 def write_sketch_csv(outcomes: Sequence[SketchOutcome], path: Path) -> None:
     """A line for each function; InputError when it cannot be written."""
-    with _csv_writer(path) as writer:
+    with csv_writer(path) as writer:
         writer.writerow(sketch_columns())
         writer.writerows(sketch_fields(outcome).values() for outcome in outcomes)
 
