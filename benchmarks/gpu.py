@@ -59,8 +59,9 @@ class Results:
             entry = {"state": "done", **step()}
         except Exception as error:
             traceback.print_exc()
-            what = " ".join(f"{type(error).__name__}: {error}".split())[:400]
-            entry = {"state": "failed", "error": what}
+            from tvm_mobilenet.profiling.gpu_bench import told
+
+            entry = {"state": "failed", "error": told(error)}
         entry["seconds"] = round(time.perf_counter() - start, 1)
         entry["date"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         self.document["steps"][name] = entry

@@ -20,6 +20,8 @@ from tvm_mobilenet.errors import InputError, MissingToolError, UsageError
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
 
+    from tvm_mobilenet.targets import TargetSpec
+
 HELP = (
     "Check Python, packages and tools, and say how to get what is missing. "
     "Exit code 4 when something required is missing."
@@ -27,7 +29,6 @@ HELP = (
 
 _EVERYTHING = "everything"
 _OLDEST_PYTHON = (3, 11)
-_CROSS = "compiler for "
 
 # Required packages whose module has another name than the package with '-' as '_'.
 _MODULES = {"apache-tvm": "tvm", "apache-tvm-ffi": "tvm_ffi", "pillow": "PIL"}
@@ -59,10 +60,16 @@ def run(args: argparse.Namespace) -> int:
     args.console.info("checking packages and tools, with a trial import of each required package")
     if args.cc and not args.target:
         raise UsageError("--cc goes with --target")
-    device = list(_device(args.target, args.cc)) if args.target else []  # a bad name: at once
-    # rows of a GPU come first, and its parity gate takes this machine's compiler
-    cross = bool(device) and device[0].name.startswith(_CROSS)
-    checks = [_python(), *_packages(), *_tools(linker=not cross), _llvm(), *device]
+    device: list[Check] = []
+    linked_here = True
+    if args.target:
+        from tvm_mobilenet import targets
+
+        target = targets.load(args.target)  # a bad name: at once
+        device = list(_device(args.target, args.cc))
+        # a GPU's parity gate takes this machine's compiler in any case
+        linked_here = target.gpu is not None or not _is_cross(target, args.cc)
+    checks = [_python(), *_packages(), *_tools(linker=linked_here), _llvm(), *device]
     if args.json:
         emit_json("doctor", {"ok": not _missing(checks), "checks": checks})
     else:
@@ -197,6 +204,13 @@ def _llvm() -> Check:
     return Check("native target", _EVERYTHING, True, found, "", "")
 
 
+def _is_cross(target: TargetSpec, cc: str | None) -> bool:
+    """Whether another compiler than this machine's own links for a target."""
+    from tvm_mobilenet.deploy import toolchain
+
+    return cc is not None or toolchain.is_cross(target)
+
+
 def _device(name: str, cc: str | None) -> Iterator[Check]:
     """What `build --target` needs for a GPU, or another kind of machine: a compiler, and QEMU."""
     from tvm_mobilenet import targets
@@ -209,9 +223,9 @@ def _device(name: str, cc: str | None) -> Iterator[Check]:
 
         for row in gpu_rows(target):
             yield Check(*row)
-    if cc is None and not toolchain.is_cross(target):
+    if not _is_cross(target, cc):
         return
-    what, use = f"{_CROSS}{name}", f"build --target {name}"
+    what, use = f"compiler for {name}", f"build --target {name}"
     try:
         compiler = toolchain.find(target, cc)
         found = f"{compiler.version} ({compiler.origin})"
