@@ -19,6 +19,7 @@ from .spec import (
     ElementwiseSpec,
     LayoutSpec,
     PoolSpec,
+    ScaledSpec,
     ScaleSpec,
     SeparableSpec,
     Spec,
@@ -97,15 +98,25 @@ def _conv(spec: ConvSpec):  # type: ignore[no-untyped-def]
 
 def _separable(spec: SeparableSpec):  # type: ignore[no-untyped-def]
     (x, weight, bias, between), depthwise = _conv(spec.depthwise)
-    (_, *rest), pointwise = _conv(spec.pointwise)
+    named = [(f"depthwise_{name}", *rest) for name, *rest in (weight, bias)]
+    return _in_turn(([x, *named, between], depthwise), _conv(spec.pointwise))
 
-    def body(x, weight, bias, *rest):  # type: ignore[no-untyped-def]
+
+def _scaled(spec: ScaledSpec):  # type: ignore[no-untyped-def]
+    return _in_turn(_scale(spec.scale), _conv(spec.pointwise))
+
+
+def _in_turn(first, second):  # type: ignore[no-untyped-def]
+    """Two operators as one, the second on what the first gives."""
+    (*shapes, between), one = first
+    (_, *others), two = second
+
+    def body(*buffers):  # type: ignore[no-untyped-def]
         middle = T.alloc_buffer(between[1], between[2])
-        depthwise(x, weight, bias, middle)
-        pointwise(middle, *rest)
+        one(*buffers[: len(shapes)], middle)
+        two(middle, *buffers[len(shapes) :])
 
-    first = [x, (f"depthwise_{weight[0]}", *weight[1:]), (f"depthwise_{bias[0]}", *bias[1:])]
-    return [*first, *rest], body
+    return [*shapes, *others], body
 
 
 def _dense(spec: DenseSpec):  # type: ignore[no-untyped-def]
@@ -207,6 +218,7 @@ _WRITERS: dict[type, Callable[[Any], tuple[Shapes, Callable[..., None]]]] = {
     DenseSpec: _dense,
     PoolSpec: _pool,
     ScaleSpec: _scale,
+    ScaledSpec: _scaled,
     ElementwiseSpec: _elementwise,
     LayoutSpec: _layout,
 }

@@ -292,6 +292,46 @@ class ScaleSpec:
 
 
 @dataclass(frozen=True)
+class ScaledSpec:
+    """Channel scaling and the pointwise convolution that alone reads its result.
+
+    Buffers, in call order: the scaling's map and factors, the pointwise convolution's weight, bias
+    and, only if ``pointwise.residual``, residual; its output.
+    """
+
+    scale: ScaleSpec
+    pointwise: ConvSpec
+
+    kind: ClassVar[str] = "scaled"
+    weight_arguments: ClassVar[tuple[int, ...]] = (2,)
+
+    @property
+    def batch(self) -> int:
+        return self.pointwise.batch
+
+    @property
+    def lanes(self) -> int:
+        return self.pointwise.lanes
+
+    @property
+    def precision(self) -> Precision:
+        return self.pointwise.precision
+
+    @property
+    def mult_adds(self) -> int:
+        return self.pointwise.mult_adds
+
+    @property
+    def min_bytes(self) -> int:
+        """Bytes moved if every tensor but the scaled map were read or written exactly once."""
+        factors = self.batch * self.scale.channels
+        return self.pointwise.min_bytes + stored_bytes(self.scale.precision) * factors
+
+    def __str__(self) -> str:
+        return f"scaled {self.pointwise}"
+
+
+@dataclass(frozen=True)
 class ElementwiseSpec:
     """``activation(x)`` or ``activation(x op y)`` on equal shapes, whatever their layout.
 
@@ -350,7 +390,14 @@ class LayoutSpec:
 
 
 Spec: TypeAlias = (
-    ConvSpec | SeparableSpec | DenseSpec | PoolSpec | ScaleSpec | ElementwiseSpec | LayoutSpec
+    ConvSpec
+    | SeparableSpec
+    | DenseSpec
+    | PoolSpec
+    | ScaleSpec
+    | ScaledSpec
+    | ElementwiseSpec
+    | LayoutSpec
 )
 _CLASSES: Mapping[str, type] = {
     cls.__name__: cls
@@ -360,6 +407,7 @@ _CLASSES: Mapping[str, type] = {
         DenseSpec,
         PoolSpec,
         ScaleSpec,
+        ScaledSpec,
         ElementwiseSpec,
         LayoutSpec,
     )
@@ -390,10 +438,18 @@ def from_json(text: str) -> Spec:
     return _instance(cls, data)
 
 
+_PARTS: Mapping[str, type] = {  # fields that are dataclasses themselves
+    "activation": Activation,
+    "depthwise": ConvSpec,
+    "pointwise": ConvSpec,
+    "scale": ScaleSpec,
+}
+
+
 def _instance(cls: type, data: dict[str, Any]) -> Any:
     fields: dict[str, Any] = {}
     for key, value in data.items():
-        part = {"activation": Activation, "depthwise": ConvSpec, "pointwise": ConvSpec}.get(key)
+        part = _PARTS.get(key)
         if part is not None and isinstance(value, dict):
             value = _instance(part, value)
         fields[key] = tuple(value) if isinstance(value, list) else value

@@ -17,13 +17,16 @@ from .convolution import (
 from .dense import DENSE
 from .depthwise import DEPTHWISE
 from .memory_bound import ELEMENTWISE, LAYOUT, POOL, SCALE
+from .squeeze_excite import SCALED, TENSOR_SCALED
 
 RULES = (
     TENSOR_SEPARABLE,
+    TENSOR_SCALED,
     TENSOR_POINTWISE,
     TENSOR_STEM,
     TENSOR_CONVOLUTION,
     SEPARABLE,
+    SCALED,
     POINTWISE,
     DEPTHWISE,
     STEM,

@@ -9,7 +9,7 @@ from functools import lru_cache
 from itertools import product
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ..spec import ConvSpec, DenseSpec, SeparableSpec, Spec
+from ..spec import ConvSpec, SeparableSpec, Spec
 from . import gemm as template
 from . import tensor_core, tensor_core_knobs
 from .gemm_knobs import GemmKnobs, Problem
@@ -91,7 +91,7 @@ def predicted_clocks(problem: Problem, knobs: GemmKnobs, gpu: GpuSpec, taps: int
 
 
 @dataclass(frozen=True)
-class _Product:
+class Product:
     """Tile, steps and split by the predicted clocks of the busiest multiprocessor."""
 
     name: str
@@ -102,7 +102,7 @@ class _Product:
     pack_weight: ClassVar[Any] = staticmethod(template.pack_weight)
 
     def takes(self, spec: Spec, target: TargetSpec) -> bool:
-        return isinstance(spec, ConvSpec | DenseSpec | SeparableSpec) and spec.kind == self.kind
+        return isinstance(spec, template.GemmSpec) and spec.kind == self.kind
 
     def analytic(self, spec: Any, target: TargetSpec) -> Any:
         return min(self._choices(spec, target), key=lambda k: self.predicted(spec, k, target))
@@ -133,7 +133,7 @@ def on_tensor_cores(spec: Spec, target: TargetSpec) -> bool:
 
 
 @dataclass(frozen=True)
-class _TensorProduct(_Product):
+class TensorProduct(Product):
     """The same products on tensor cores, for operators of another precision than float32."""
 
     knobs_class: type = TensorKnobs
@@ -169,7 +169,7 @@ def separable_pays(rule: Any, second: Any, spec: SeparableSpec, target: TargetSp
     return bool(one < depthwise_clocks(spec.depthwise, target.gpu) + launch + two)
 
 
-class _Separable(_Product):
+class _Separable(Product):
     """Depthwise and pointwise in one kernel, where that saves more than it costs.
 
     It saves a launch and a trip of the map to L2 and back; it costs the depthwise convolution once
@@ -196,7 +196,7 @@ class _Separable(_Product):
         return not on_tensor_cores(spec, target) and separable_pays(self, POINTWISE, spec, target)
 
 
-class _TensorSeparable(_TensorProduct):
+class _TensorSeparable(TensorProduct):
     """The same on tensor cores; lanes that multiply a pixel for other channels compute it again."""
 
     # of a thread, sums and tiles of the map in a stage: the taps under way need registers, too
@@ -226,21 +226,24 @@ def depthwise_clocks(spec: ConvSpec, gpu: GpuSpec) -> float:
     """Clocks of a depthwise convolution on its own: its start, and L1, L2 or memory after it."""
     outputs = spec.batch * spec.out_channels * spec.out_pixels / LANES / gpu.sms
     memory = outputs / WARP * spec.kernel[0] * spec.kernel[1] * (LANES + 1)
-    fits = spec.min_bytes <= gpu.l2_kib * 1024 // 2
+    return START + max(memory, memory_clocks(spec.min_bytes, gpu))
+
+
+def memory_clocks(moved: int, gpu: GpuSpec) -> float:
+    """Clocks in which all multiprocessors move so many bytes, from L2 where they fit there."""
+    fits = moved <= gpu.l2_kib * 1024 // 2
     bytes_per_clock = gpu.bandwidth_gb_s * 1e3 / gpu.clock_mhz / gpu.sms
-    return START + max(
-        memory, spec.min_bytes / gpu.sms / (L2_BYTES_PER_CLOCK if fits else bytes_per_clock)
-    )
+    return moved / gpu.sms / (L2_BYTES_PER_CLOCK if fits else bytes_per_clock)
 
 
-POINTWISE: Any = _Product("cuda-pointwise", "pointwise")
-STEM: Any = _Product("cuda-stem", "stem")
-CONVOLUTION: Any = _Product("cuda-convolution", "conv")
-DENSE_PRODUCT: Any = _Product("cuda-dense-product", "dense")
+POINTWISE: Any = Product("cuda-pointwise", "pointwise")
+STEM: Any = Product("cuda-stem", "stem")
+CONVOLUTION: Any = Product("cuda-convolution", "conv")
+DENSE_PRODUCT: Any = Product("cuda-dense-product", "dense")
 SEPARABLE: Any = _Separable("cuda-separable", "separable")
 
-TENSOR_POINTWISE: Any = _TensorProduct("cuda-tensor-pointwise", "pointwise")
-TENSOR_STEM: Any = _TensorProduct("cuda-tensor-stem", "stem")
-TENSOR_CONVOLUTION: Any = _TensorProduct("cuda-tensor-convolution", "conv")
-TENSOR_DENSE_PRODUCT: Any = _TensorProduct("cuda-tensor-dense-product", "dense")
+TENSOR_POINTWISE: Any = TensorProduct("cuda-tensor-pointwise", "pointwise")
+TENSOR_STEM: Any = TensorProduct("cuda-tensor-stem", "stem")
+TENSOR_CONVOLUTION: Any = TensorProduct("cuda-tensor-convolution", "conv")
+TENSOR_DENSE_PRODUCT: Any = TensorProduct("cuda-tensor-dense-product", "dense")
 TENSOR_SEPARABLE: Any = _TensorSeparable("cuda-tensor-separable", "separable")

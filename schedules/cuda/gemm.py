@@ -29,7 +29,7 @@ import numpy as np
 from tvm import tirx
 
 from ..emit import prim_func, selected_bounds
-from ..spec import ConvSpec, DenseSpec, SeparableSpec, storage
+from ..spec import ConvSpec, DenseSpec, ScaledSpec, SeparableSpec, storage
 from .gemm_kernel import Kernel
 from .gemm_knobs import GemmKnobs, Problem
 from .ir import (
@@ -46,7 +46,7 @@ SPARE_REGISTERS, TAP_REGISTERS = 16, 48
 FEW_STAGED, ADDRESS_REGISTERS = 8, 72  # what V2's 24 to 144 channels at 56x56 needs on any GPU
 
 
-GemmSpec = ConvSpec | DenseSpec | SeparableSpec
+GemmSpec = ConvSpec | DenseSpec | SeparableSpec | ScaledSpec
 
 
 def problem_of(spec: GemmSpec) -> Problem:
@@ -63,8 +63,8 @@ def result_type(spec: GemmSpec) -> str:
     return "float32" if exact else storage(spec.precision)
 
 
-def _last(spec: ConvSpec | SeparableSpec) -> ConvSpec:
-    return spec.pointwise if isinstance(spec, SeparableSpec) else spec
+def _last(spec: ConvSpec | SeparableSpec | ScaledSpec) -> ConvSpec:
+    return spec if isinstance(spec, ConvSpec) else spec.pointwise
 
 
 def pack_weight(

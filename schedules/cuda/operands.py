@@ -10,7 +10,7 @@ import numpy as np
 from tvm.tirx.script import builder as T
 
 from ..emit import Buffer, Expr, activate, constant
-from ..spec import ConvSpec, DenseSpec, SeparableSpec, storage
+from ..spec import ConvSpec, DenseSpec, ScaledSpec, SeparableSpec, storage
 from .ir import LANES, View, both, cast, copy4, load_bias, local, padded
 from .ir import zero as zeros
 
@@ -43,7 +43,9 @@ class Operand(Protocol):
         """The weight as (reduction, channels), rows in the order of `load`."""
 
 
-def operand_of(spec: ConvSpec | DenseSpec | SeparableSpec) -> Operand:
+def operand_of(spec: ConvSpec | DenseSpec | SeparableSpec | ScaledSpec) -> Operand:
+    if isinstance(spec, ScaledSpec):
+        return Scaled(spec)
     if isinstance(spec, SeparableSpec):
         return Depthwise(spec.depthwise)
     if isinstance(spec, DenseSpec):
@@ -51,9 +53,9 @@ def operand_of(spec: ConvSpec | DenseSpec | SeparableSpec) -> Operand:
     return Nchw(spec) if spec.input_layout == "nchw" else Blocked(spec)
 
 
-def matrix_of(spec: ConvSpec | DenseSpec | SeparableSpec) -> int:
+def matrix_of(spec: ConvSpec | DenseSpec | SeparableSpec | ScaledSpec) -> int:
     """Length of the reduction, blocks of channels filled up."""
-    if isinstance(spec, SeparableSpec):
+    if isinstance(spec, SeparableSpec | ScaledSpec):
         return padded(spec.pointwise.in_channels)
     if isinstance(spec, DenseSpec):
         return padded(spec.in_features)
@@ -64,10 +66,13 @@ def matrix_of(spec: ConvSpec | DenseSpec | SeparableSpec) -> int:
 
 
 def pack_depthwise(weight: np.ndarray) -> np.ndarray:
-    """Weight ``(C, 1, KH, KW)`` -> ``[block][tap][4]``, the last block filled up with zeros."""
+    """Weight ``(C, 1, KH, KW)`` -> ``[block][tap][4]``, the last block filled up with zeros.
+
+    In float32 at every precision: a conversion would cost as much as the product it is for.
+    """
     channels = weight.shape[0]
     taps = weight.reshape(channels, -1)
-    whole = np.zeros((padded(channels), taps.shape[1]), weight.dtype)
+    whole = np.zeros((padded(channels), taps.shape[1]), "float32")
     whole[:channels] = taps
     blocks = whole.reshape(-1, LANES, taps.shape[1]).transpose(0, 2, 1)
     return np.ascontiguousarray(blocks).reshape(-1)
@@ -141,6 +146,36 @@ class Blocked:
 
 
 @dataclass(frozen=True)
+class Scaled:
+    """A pointwise convolution whose input's channels are scaled on the way."""
+
+    spec: ScaledSpec
+
+    @property
+    def _map(self) -> Blocked:
+        return Blocked(self.spec.pointwise)
+
+    @property
+    def buffers(self) -> Buffers:
+        scale = self.spec.scale
+        factors = (scale.batch, scale.channels)
+        return [*self._map.buffers, ("factor", factors, storage(scale.precision))]
+
+    def load(self, inputs, to, at, image, step, pixel, inside):  # type: ignore[no-untyped-def]
+        scale = self.spec.scale
+        x, factor = inputs
+        value, factors = local(LANES, "value"), local(LANES, "factors")
+        self._map.load([x], value, 0, image, step, pixel, inside)
+        View(factor, scale.channels, 1).load(factors, 0, image, step, 0, inside)
+        for lane in range(LANES):
+            scaled = activate(value[lane] * factors[lane], scale.activation, 1)
+            T.buffer_store(to, cast(scaled, to), [at + lane])
+
+    def matrix(self, weight: np.ndarray) -> np.ndarray:
+        return self._map.matrix(weight)
+
+
+@dataclass(frozen=True)
 class Nchw:
     """The first convolution, on the network's NCHW input: the reduction is ``[channel][tap]``."""
 
@@ -183,7 +218,7 @@ class Depthwise:
         dtype = storage(spec.precision)
         return [
             ("x", (spec.batch, spec.in_channels * spec.in_height * spec.in_width), dtype),
-            ("depthwise_weight", (padded(spec.in_channels) * taps,), dtype),
+            ("depthwise_weight", (padded(spec.in_channels) * taps,), "float32"),
             ("depthwise_bias", (spec.in_channels,), "float32"),
         ]
 

@@ -32,7 +32,7 @@ from tvm_mobilenet.parity.repro import replay, replay_asked
 from tvm_mobilenet.parity.self_test import judged_build
 from tvm_mobilenet.targets import TargetSpec
 
-PHASES = {"off-by-one pad": "fuse_separable", "stale tuning record": "tuning record"}
+PHASES = {"off-by-one pad": "join_operators", "stale tuning record": "tuning record"}
 
 
 @pytest.mark.parametrize("name", ["rpi2", "cuda-sm80"])
@@ -98,7 +98,7 @@ network (float[1,3,10,10] picture) => (float[1,64,5,5] y) {
     y = Conv(x, w1, b1)
 }"""
 GPU_PHASES = {
-    "missing bias": "fuse_separable",
+    "missing bias": "join_operators",
     "bit-flipped weight": "schedule or code generation",
     "stale tuning record": "tuning record",
 }
@@ -152,7 +152,7 @@ def test_command_for_a_gpu_ends_with_a_repro(
     assert main([*asked, "--bisect", str(repro)]) == 5
     line = capsys.readouterr().err.splitlines()[-1]
     assert f"parity failed under {MACHINE}: operator 1 pointwise_0 (Conv_2) is at fault" in line
-    assert "breaks parity in phase 'fuse_separable': 'y'" in line
+    assert "breaks parity in phase 'join_operators': 'y'" in line
     assert "It needs no GPU" in (repro / "README.md").read_text("utf-8")
     monkeypatch.undo()
     for options, passed in (([], False), (["--rebuild"], True)):
@@ -186,7 +186,7 @@ def test_command_ends_with_a_repro(
     drop_biases(monkeypatch, target)
     assert main(["validate", str(model), "--bisect", str(repro)]) == 5
     line = capsys.readouterr().err.splitlines()[-1]
-    assert "operator 4 pointwise_1 (Conv_8, Relu_9) breaks parity in phase 'fuse_separable'" in line
+    assert "operator 4 pointwise_1 (Conv_8, Relu_9) breaks parity in phase 'join_operators'" in line
     assert str(repro) in line
     nodes = onnx.load(repro / "model.onnx").graph.node
     assert [node.op_type for node in nodes] == ["Conv", "Relu"]
@@ -221,7 +221,7 @@ def test_armv7_is_taken_apart_under_qemu(
     assert [row["propagated"]["passed"] for row in operators] == [True] * 4 + [False] * 3
     line = captured.err.splitlines()[-1]
     assert "under qemu-arm -cpu cortex-a7" in line
-    assert "pointwise_1 (Conv_8, Relu_9) breaks parity in phase 'fuse_separable'" in line
+    assert "pointwise_1 (Conv_8, Relu_9) breaks parity in phase 'join_operators'" in line
     report = replay(repro)
     assert not report.passed
     assert report.machine == "qemu-arm -cpu cortex-a7"

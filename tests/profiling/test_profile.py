@@ -166,6 +166,9 @@ def test_squeeze_excite_is_told_from_the_head() -> None:
     assert kinds[2:6] == ["squeeze-excite"] * 4
     assert kinds[-3:] == ["pool", "dense", "dense"]
     assert layer_kinds(["layout", "stem"]) == ["other", "stem"]
+    scaled = ["depthwise", *block[:-1], "scaled", "pool", "dense"]
+    expected = ["depthwise", *["squeeze-excite"] * 3, "pointwise", "pool", "dense"]
+    assert layer_kinds(scaled) == expected
 
 
 def test_json_has_rows_and_raw_times(made_up: Profile) -> None:

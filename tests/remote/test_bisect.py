@@ -72,7 +72,7 @@ def test_fault_on_a_device_is_found_there(
     assert main([*asked, "--bisect", str(repro)]) == 5
     line = capsys.readouterr().err.splitlines()[-1]
     assert f"parity failed under RPC at {server.address}: operator 1 pointwise_0" in line
-    assert "(Conv_2, Relu_3) breaks parity in phase 'fuse_separable': 'wide_active'" in line
+    assert "(Conv_2, Relu_3) breaks parity in phase 'join_operators': 'wide_active'" in line
     assert f"needs the device that it was seen on ({server.address})" in (
         (repro / "README.md").read_text("utf-8")
     )

@@ -15,6 +15,7 @@ from tvm_mobilenet.schedules.spec import (
     ElementwiseSpec,
     LayoutSpec,
     PoolSpec,
+    ScaledSpec,
     ScaleSpec,
     SeparableSpec,
     Spec,
@@ -68,6 +69,7 @@ class Case:
             DenseSpec: self._dense,
             PoolSpec: self._pool,
             ScaleSpec: self._scale,
+            ScaledSpec: self._scaled,
             ElementwiseSpec: self._elementwise,
             LayoutSpec: self._layout,
         }
@@ -120,6 +122,11 @@ class Case:
         y = torch.tensor(x).double() * torch.tensor(factor).double()[:, :, None, None]
         expected = to_blocked(activated(y, spec.activation).numpy(), spec.lanes)
         return [to_blocked(x, spec.lanes), factor], expected
+
+    def _scaled(self, spec: ScaledSpec):
+        first, between = self._scale(spec.scale)
+        (_, *rest), y = self._conv(spec.pointwise, from_blocked(between, spec.pointwise))
+        return [*first, *rest], y
 
     def _elementwise(self, spec: ElementwiseSpec):
         operands = [self._random(*spec.shape) for _ in range(spec.operands)]

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from tvm_mobilenet import frontend, targets
-from tvm_mobilenet.compiler_pass.fuse_separable import fuse_separable
+from tvm_mobilenet.compiler_pass.join_operators import join_operators
 from tvm_mobilenet.compiler_pass.lower_operators import lower_operators
 from tvm_mobilenet.compiler_pass.pipeline import compile_model
 from tvm_mobilenet.compiler_pass.schedule_operators import spec_of
@@ -34,6 +34,7 @@ from tvm_mobilenet.schedules.spec import (
     ElementwiseSpec,
     LayoutSpec,
     PoolSpec,
+    ScaledSpec,
     ScaleSpec,
     SeparableSpec,
 )
@@ -63,6 +64,9 @@ FEW_EDGES = [
     PoolSpec(3, 13, 5, 3),
     ScaleSpec(3, 10, 5, 3, activation=RELU),
     LayoutSpec(3, 21, 5, 3, "unpack"),
+    ScaledSpec(
+        ScaleSpec(3, 22, 5, 3, activation=HARDSIGMOID), ConvSpec(3, 22, 5, 3, 18, residual=True)
+    ),
 ]
 MORE_EDGES = [
     ConvSpec(1, 5, 3, 3, 2),
@@ -117,9 +121,9 @@ def asked_for(sample):
 
 def with_lanes(spec):
     """`spec` in the GPU's layout, its parts too."""
-    if isinstance(spec, SeparableSpec):
-        return SeparableSpec(with_lanes(spec.depthwise), with_lanes(spec.pointwise))
-    return dataclasses.replace(spec, lanes=LANES)
+    parts = {field.name: getattr(spec, field.name) for field in dataclasses.fields(spec)}
+    inner = {name: with_lanes(part) for name, part in parts.items() if hasattr(part, "lanes")}
+    return dataclasses.replace(spec, **(inner or {"lanes": LANES}))
 
 
 def errors(specs, case):
@@ -182,10 +186,10 @@ def test_knobs_change_no_number(case):
     CASE, asked_for([("mobilenet_v1", 0.25, 128, 4), ("mobilenet_v3_large", 1.0, 224, 1)])
 )
 def test_all_layer_shapes(model, alpha, resolution, batch, case):
-    """As the network has them: depthwise and pointwise by themselves, and joined where it pays."""
+    """As the network has them: by themselves, and joined where it pays."""
     imported = frontend.load_model(model, alpha=alpha, resolution=resolution, batch=batch)
     apart, call_sites = lower_operators(imported.mod, LANES)
-    joined, _ = fuse_separable(apart, call_sites, TARGET)
+    joined, _ = join_operators(apart, call_sites, TARGET)
     functions = [*apart.functions.values(), *joined.functions.values()]
     specs = dict.fromkeys(spec for f in functions if (spec := spec_of(f)) is not None)
     assert len(specs) > 15

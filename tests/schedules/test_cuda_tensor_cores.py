@@ -36,6 +36,8 @@ from tvm_mobilenet.schedules.spec import (
     Activation,
     ConvSpec,
     DenseSpec,
+    ScaledSpec,
+    ScaleSpec,
     SeparableSpec,
     storage,
 )
@@ -60,7 +62,11 @@ def at_precision(spec, precision):
         return SeparableSpec(
             at_precision(spec.depthwise, precision), at_precision(spec.pointwise, precision)
         )
-    kept = precision == "tf32" and spec.kind == "depthwise"
+    if isinstance(spec, ScaledSpec):
+        return ScaledSpec(
+            at_precision(spec.scale, precision), at_precision(spec.pointwise, precision)
+        )
+    kept = precision == "tf32" and spec.kind in ("depthwise", ScaleSpec.kind)
     return dataclasses.replace(spec, lanes=4, precision="float32" if kept else precision)
 
 
@@ -82,7 +88,8 @@ def rounded_case(case):
         def unrounded(self):
             """Arguments that the kernel, or the packing of its weights, rounds."""
             if self.spec.precision == "tf32":
-                return (3,) if isinstance(self.spec, SeparableSpec) else (0, 1)
+                joint = isinstance(self.spec, SeparableSpec | ScaledSpec)
+                return self.spec.weight_arguments[-1:] if joint else (0, 1)
             return (0,) if self.spec.kind == "stem" else ()
 
         def argument(self, i, values):
@@ -205,6 +212,8 @@ FEW_EDGES = [
     ConvSpec(3, 3, 17, 15, 10, (3, 3), (2, 2), HALF, input_layout="nchw", activation=RELU),
 ]
 MORE_EDGES = [
+    ScaledSpec(ScaleSpec(3, 22, 5, 7, activation=RELU), ConvSpec(3, 22, 5, 7, 18, residual=True)),
+    ScaledSpec(ScaleSpec(1, 72, 9, 9), ConvSpec(1, 72, 9, 9, 40)),
     ConvSpec(1, 160, 7, 7, 72, activation=Activation("hardswish")),
     ConvSpec(2, 12, 1, 1, 1),
     ConvSpec(1, 7, 9, 11, 13, (5, 3), (1, 2), (2, 1, 2, 0), (2, 1)),
@@ -293,6 +302,11 @@ def test_layer_shapes(model, alpha, resolution, batch, precision, rounded_case):
         if first.kind == "depthwise"
         and second.kind == "pointwise"
         and (first.out_channels, first.out_height) == (second.in_channels, second.in_height)
+    ]
+    pairs += [
+        ScaledSpec(first, second)
+        for first, second in pairwise(found)
+        if isinstance(first, ScaleSpec) and second.kind == "pointwise"
     ]
     specs = [at_precision(spec, precision) for spec in (*found, *pairs)]
     specs = [spec for spec in specs if on_tensor_cores(spec)]

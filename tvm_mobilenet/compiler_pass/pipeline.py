@@ -18,7 +18,7 @@ from tvm_mobilenet.targets import TargetSpec
 from . import launch_bounds
 from .batch_sizes import add_entry, entry_name
 from .counted_entry import add_counted_entry
-from .fuse_separable import fuse_separable
+from .join_operators import join_operators
 from .lower_operators import CallSites, lower_operators
 from .onnx_nodes import name_the_rest
 from .operator_reports import OperatorReport, calls_in_order, onnx_nodes, report
@@ -207,7 +207,7 @@ def _lower(
         mod, call_sites = lower_operators(mod, activation_lanes(target), target.precision)
         mod = after("operators", mod)
     if experiment.applies("joined"):
-        mod, call_sites = fuse_separable(mod, call_sites, target)
+        mod, call_sites = join_operators(mod, call_sites, target)
         mod = after("joined", mod)
     # Phase 2. TVM's own lowering for what is left
     mod = after("legalized", lower_rest(mod))

@@ -1,6 +1,6 @@
 """Which tensor of the ONNX model each operator of the compiled network computes, and how it lies.
 
-The mapping is kept through the passes: `lower_operators` and `fuse_separable` note the Relax
+The mapping is kept through the passes: `lower_operators` and `join_operators` note the Relax
 bindings behind every own call, TVM's fusion keeps the name of a result that something else reads,
 and the frontend knows which binding is which ONNX value.
 """

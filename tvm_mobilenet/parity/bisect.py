@@ -48,7 +48,7 @@ class Rung:
 _PLAIN = (
     Rung("import", "imported", recorded=False, cautious=True),
     Rung("lower_operators", "operators", recorded=False, cautious=True),
-    Rung("fuse_separable", "joined", recorded=False, cautious=True),
+    Rung("join_operators", "joined", recorded=False, cautious=True),
 )
 
 

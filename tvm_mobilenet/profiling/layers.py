@@ -19,7 +19,8 @@ def layer_kinds(operators: Sequence[str]) -> list[str]:
     """The layer kind, of KINDS, of each operator, given what the compiler calls them in order.
 
     Squeeze-excite is a pooling, dense layers, and what the compiler gives that name: their product
-    with a feature map; what follows a pooling without one is the network's head.
+    with a feature map, or, where that is "scaled", the first part of a pointwise convolution; what
+    follows a pooling without one is the network's head.
     """
     kinds = [kind if kind in KINDS else "other" for kind in operators]
     pooling = None
@@ -28,6 +29,11 @@ def layer_kinds(operators: Sequence[str]) -> list[str]:
             pooling = i
         elif operator == "squeeze-excite" and pooling is not None:
             kinds[pooling : i + 1] = ["squeeze-excite"] * (i + 1 - pooling)
+            pooling = None
+        elif operator == "scaled":
+            kinds[i] = "pointwise"
+            if pooling is not None:
+                kinds[pooling:i] = ["squeeze-excite"] * (i - pooling)
             pooling = None
         elif operator not in ("dense", "elementwise"):
             pooling = None

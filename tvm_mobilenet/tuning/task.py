@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from tvm_mobilenet.compiler_pass.fuse_separable import fuse_separable
+from tvm_mobilenet.compiler_pass.join_operators import join_operators
 from tvm_mobilenet.compiler_pass.lower_operators import lower_operators
 from tvm_mobilenet.compiler_pass.schedule_operators import spec_of
 from tvm_mobilenet.schedules.base import Rule, activation_lanes, rules_for
@@ -63,7 +63,7 @@ def tasks_of(imported: ImportedModel, target: TargetSpec) -> list[Task]:
     with target.tvm_target():
         lanes = activation_lanes(target)
         mod, call_sites = lower_operators(imported.mod, lanes, target.precision)
-        mod, call_sites = fuse_separable(mod, call_sites, target)
+        mod, call_sites = join_operators(mod, call_sites, target)
     specs = [spec_of(mod[name]) for name, _ in call_sites]
     counts = Counter(to_json(spec) for spec in specs if spec is not None)
     distinct = {to_json(spec): spec for spec in specs if spec is not None}

@@ -11,7 +11,7 @@ import tvm
 from torch import nn
 
 from tvm_mobilenet import frontend, targets
-from tvm_mobilenet.compiler_pass.fuse_separable import fuse_separable
+from tvm_mobilenet.compiler_pass.join_operators import join_operators
 from tvm_mobilenet.compiler_pass.lower_operators import lower_operators
 from tvm_mobilenet.compiler_pass.pipeline import compile_model
 from tvm_mobilenet.schedules import base
@@ -43,7 +43,7 @@ class Network(nn.Module):
 @pytest.fixture
 def wanted(monkeypatch):
     """Every pair is wanted, whatever the hardware."""
-    monkeypatch.setattr("tvm_mobilenet.compiler_pass.fuse_separable.joins", lambda spec, _: True)
+    monkeypatch.setattr("tvm_mobilenet.compiler_pass.join_operators.joins", lambda spec, _: True)
 
 
 def imported(reader: str, folder):
@@ -88,7 +88,7 @@ def test_the_plain_joint_function_means_the_same(wanted, tmp_path):
     module, model = imported("residual", tmp_path)
     target = targets.load("x86-64-v2")
     mod, sites = lower_operators(model.mod, target.lanes)
-    mod, sites = fuse_separable(mod, sites, target)
+    mod, sites = join_operators(mod, sites, target)
     assert [name for name, _ in sites] == ["layout_0", "separable_0", "layout_1"]
     assert largest_difference(tvm.compile(mod, target=target.tvm_target()), module) < 1e-5
 
