@@ -46,7 +46,7 @@ def build(spec: ConvSpec, knobs: DepthwiseKnobs) -> tirx.PrimFunc:
     dtype = storage(spec.precision)
     buffers = [
         ("x", (spec.batch, spec.in_channels * pixels), dtype),
-        ("weight", (padded(spec.in_channels) * taps,), dtype),
+        ("weight", (padded(spec.in_channels) * taps,), "float32"),
         ("bias", (spec.out_channels,), "float32"),
         *([("residual", out_shape, dtype)] if spec.residual else []),
         ("y", out_shape, dtype),

@@ -53,6 +53,12 @@ def reshaped(buffer: Buffer, shape: tuple[int, ...]) -> Buffer:
     return IRBuilder.name(f"{buffer.name}_flat", view)
 
 
+def words_of(buffer: Buffer) -> Buffer:
+    """An array of halves as 32-bit words, two halves each."""
+    shape = (*buffer.shape[:-1], buffer.shape[-1] // 2)
+    return IRBuilder.name(f"{buffer.name}_words", T.decl_buffer(shape, "int32", data=buffer.data))
+
+
 def barrier() -> None:
     """All threads of the block meet here; what they wrote to shared memory is seen by all."""
     T.evaluate(T.tvm_storage_sync("shared"))
@@ -163,7 +169,11 @@ class View:
     ) -> None:
         """``to[at:at+4]`` = the block's channels at a pixel, zeros where not ``inside``."""
         if self.whole:
-            value = self.buffer[tuple(self._whole_index(image, block, pixel))]
+            where = self._whole_index(image, block, pixel)
+            if inside is not None and self.buffer.dtype == "float16":
+                self._load_words(to, at, where, inside)
+                return
+            value = self.buffer[tuple(where)]
             if inside is not None:
                 value = T.if_then_else(inside, value, zero(self.buffer, LANES))
             T.buffer_store(to, cast(value, to, LANES), [vector(at, LANES)])
@@ -174,6 +184,21 @@ class View:
             there = both(inside, channel < self.channels)
             value = T.if_then_else(there, value, zero(self.buffer))
             T.buffer_store(to, cast(value, to), [at + lane])
+
+    def _load_words(self, to: Buffer, at: Expr, where: list[Any], inside: Expr) -> None:
+        """Four halves as two words: chosen one by one, NVRTC unpacks and packs each again."""
+        first = where[-1].base
+        memory = words_of(self.buffer)
+        index = (*where[:-1], vector(first // 2, 2))
+        value = T.if_then_else(inside, memory[index], splat(tirx.const(0, "int32"), 2))
+        if to.dtype == self.buffer.dtype:
+            T.buffer_store(words_of(to), value, [vector(at // 2, 2)])
+            return
+        words = local(2, "words", "int32")
+        T.buffer_store(words, value, [vector(0, 2)])
+        for word in range(2):
+            halves = T.reinterpret("float16x2", words[word])
+            T.buffer_store(to, cast(halves, to, 2), [vector(at + 2 * word, 2)])
 
     def store(self, image: Expr, block: Expr, pixel: Expr, source: Buffer, at: Expr) -> None:
         """The block's channels at a pixel = ``source[at:at+4]``."""
