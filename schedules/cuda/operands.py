@@ -11,7 +11,7 @@ from tvm.tirx.script import builder as T
 
 from ..emit import Buffer, Expr, activate, constant
 from ..spec import ConvSpec, DenseSpec, ScaledSpec, SeparableSpec, storage
-from .ir import LANES, View, both, cast, copy4, load_bias, local, padded
+from .ir import LANES, View, both, cast, copy4, load_bias, local, padded, reshaped
 from .ir import zero as zeros
 
 Buffers = list[tuple[str, tuple[int, ...], str]]  # name, shape, type
@@ -191,12 +191,16 @@ class Nchw:
         taps = spec.kernel[0] * spec.kernel[1]
         length = matrix_of(spec)
         row, column = pixel // spec.out_width, pixel % spec.out_width
+        plane = spec.in_height * spec.in_width
+        flat = reshaped(inputs[0], (spec.batch, spec.in_channels * plane))
+        places = local(LANES, "places", "int32")  # beforehand: else NVRTC branches around each load
         for lane in range(LANES):
             k = step * LANES + lane
             kh, kw = k % taps // spec.kernel[1], k % spec.kernel[1]
             ih, iw, within = source_pixel(spec, row, column, kh, kw)
             there = both(inside, within, k < length if length % LANES else None)
-            value = inputs[0][image, k // taps, ih, iw]
+            T.buffer_store(places, k // taps * plane + ih * spec.in_width + iw, [lane])
+            value = flat[image, places[lane]]
             if there is not None:
                 value = T.if_then_else(there, value, constant(0.0))
             T.buffer_store(to, cast(value, to), [at + lane])
