@@ -17,10 +17,12 @@ import numpy as np
 import pytest
 from cuda import pathfinder
 
-from tvm_mobilenet import deploy, targets
+from tvm_mobilenet import deploy, frontend, targets
 from tvm_mobilenet.cli.doctor_cuda import gpu_rows
+from tvm_mobilenet.compiler_pass.pipeline import compile_model
 from tvm_mobilenet.deploy import cuda
 from tvm_mobilenet.errors import InputError, MissingToolError, UsageError
+from tvm_mobilenet.parity import cuda_launches as parity_launches
 from tvm_mobilenet.parity.cuda_bundle import run_bundle
 from tvm_mobilenet.parity.cuda_emulate import KernelError
 from tvm_mobilenet.profiling.static import occupancy, profile_static
@@ -241,6 +243,18 @@ def test_a_kernel_that_spills_alone_keeps_its_blocks() -> None:
     source = f"{SPILLING}\n{OTHER}"
     compiled, image = compile_without_spills(source, "sm_90")
     assert compiled == source and parse_log(image.log)["k"].spills
+
+
+def test_what_spills_nevertheless_is_told(
+    model_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parity_launches, "cuda_source", lambda executable: SPILLING)
+    target = targets.load("cuda-sm90")
+    with cuda.source_only(target):
+        compiled = compile_model(frontend.load_model(str(model_path)), target)
+    told: list[str] = []
+    cuda.assemble(compiled, ("sm_90",), progress=told.append)
+    assert "sm_90: registers spill in k; 'tune' may find better knobs" in told
 
 
 @pytest.mark.parametrize(

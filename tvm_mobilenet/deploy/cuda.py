@@ -123,7 +123,8 @@ def assemble(
 ) -> GpuCode:
     """Machine code for each architecture, and PTX for the oldest of them and all that are newer.
 
-    Launch bounds that make a kernel spill are relaxed: see `ptxas.compile_without_spills`.
+    Launch bounds that make a kernel spill are relaxed: see `ptxas.compile_without_spills`; what
+    spills nevertheless is told.
     Raises InputError when a kernel does not compile, MissingToolError without NVRTC.
     """
     from tvm_mobilenet.parity.cuda_launches import cuda_source, lower
@@ -134,6 +135,11 @@ def assemble(
         progress(f"NVRTC: {arch}")
         source, image = compile_without_spills(source, arch)
         images.append(image)
+        spilling = [name for name, used in parse_log(image.log).items() if used.spills]
+        if spilling:
+            progress(
+                f"{arch}: registers spill in {', '.join(spilling)}; 'tune' may find better knobs"
+            )
     intermediate = f"compute_{min(map(_number, architectures))}"
     progress(f"NVRTC: {intermediate}")
     images.append(nvrtc.compile_source(source, intermediate))
