@@ -47,6 +47,14 @@ def interleaved(
     calls: Mapping[str, Call], *, blocks: int = 15, block_ms: float = 20.0
 ) -> dict[str, Timing]:
     """Time each contestant in blocks that take turns, so that a change of clock meets all."""
+    found = block_times(calls, blocks=blocks, block_ms=block_ms)
+    return {name: _timing(times, count) for name, (times, count) in found.items()}
+
+
+def block_times(
+    calls: Mapping[str, Call], *, blocks: int, block_ms: float
+) -> dict[str, tuple[list[float], int]]:
+    """For each contestant microseconds a call, by block, and how many calls a block has."""
     for call in calls.values():
         for _ in range(10):
             call()
@@ -55,7 +63,7 @@ def interleaved(
     for _ in range(blocks):
         for name, call in calls.items():
             times[name].append(1e3 * _block_ms(call, counts[name]) / counts[name])
-    return {name: _timing(values, counts[name]) for name, values in times.items()}
+    return {name: (times[name], counts[name]) for name in calls}
 
 
 def latency(call: Call, runs: int = 200) -> Timing:

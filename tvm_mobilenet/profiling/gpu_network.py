@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from tvm_mobilenet.deploy.cuda import GpuCode
     from tvm_mobilenet.frontend import ImportedModel
     from tvm_mobilenet.runtime.cuda import CudaModule
+    from tvm_mobilenet.schedules.base import Records
     from tvm_mobilenet.targets import TargetSpec
 
 Progress = Callable[[str], None]
@@ -60,12 +61,13 @@ def loaded(
     *,
     cuda_graph: bool = True,
     logs: Path | None = None,
+    records: Records | None = None,
     progress: Progress = lambda text: None,
 ) -> Iterator[GpuNetwork]:
     """Compile a network for a GPU at the target's precision, and load it here.
 
-    logs: tuning records in place of the shipped ones. Raises as `deploy.cuda.check_options` and
-    `runtime.cuda.CudaModule`.
+    logs: tuning records in place of the shipped ones; records: in place of both. Raises as
+    `deploy.cuda.check_options` and `runtime.cuda.CudaModule`.
     """
     from tvm_mobilenet.compiler_pass.pipeline import compile_model
     from tvm_mobilenet.deploy import cuda
@@ -76,7 +78,8 @@ def loaded(
 
     architectures = cuda.check_options(target, None, target.precision)
     with cuda.source_only(target):
-        records = applicable(target, target.cores, logs)
+        if records is None:
+            records = applicable(target, target.cores, logs)
         compiled = compile_model(imported, target, records=records, cuda_graph=cuda_graph)
     with tempfile.TemporaryDirectory() as folder:
         library = export_library(compiled, Path(folder) / manifest.LIBRARY)
@@ -92,10 +95,13 @@ def prove(
     target: TargetSpec,
     logs: Path | None = None,
     progress: Progress = lambda text: None,
+    *,
+    records: Records | None = None,
 ) -> str:
     """Parity on the GPU; and the CUDA graph's outputs are those of single launches, to the bit.
 
-    Returns the report in a line. Raises ParityError when one of both does not hold.
+    logs, records: as of `loaded`. Returns the report in a line. Raises ParityError when one of both
+    does not hold.
     """
     import numpy as np
 
@@ -105,8 +111,9 @@ def prove(
 
     outputs = []
     for cuda_graph in (True, False):
-        found = loaded(imported, target, cuda_graph=cuda_graph, logs=logs, progress=progress)
-        with found as network:
+        with loaded(
+            imported, target, cuda_graph=cuda_graph, logs=logs, records=records, progress=progress
+        ) as network:
             if cuda_graph:
                 exact = evaluate(imported, samples(imported))
                 references = at_precision(exact, imported, network.compiled)

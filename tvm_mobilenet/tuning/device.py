@@ -31,11 +31,15 @@ _GRACE_SECONDS = 15.0
 Libraries = Sequence[tuple[str, int]]  # path, number of operator calls
 
 
-class Device(Protocol):
-    """What runs finalists."""
+class Checker(Protocol):
+    """What runs kernels once."""
 
     def errors(self, jobs: Sequence[Job]) -> list[float | str]:
-        """For each kernel `check.error`, or in one line why there is none."""
+        """For each kernel `check.difference`, or in one line why there is none."""
+
+
+class Device(Checker, Protocol):
+    """What runs finalists."""
 
     def race(self, libraries: Libraries, inputs: Sequence[np.ndarray], timed: bool) -> np.ndarray:
         """Seconds (networks, rounds, calls) or, not ``timed``, (networks, rounds, 1).

@@ -37,14 +37,18 @@ class Settled:
 
     chosen: by operator; operators that keep the analytic choice are not in it.
     inside: by operator, what was measured of that choice in the network.
+    beaten: operators that keep the analytic choice though they had finalists.
     race: seconds of a run (analytic and tuned, rounds); None when there was none.
     faults: finalists whose numbers were wrong, one line each.
+    parity: the whole network's with that choice, in a line, where it was proven as a whole.
     """
 
     chosen: dict[str, Candidate] = field(default_factory=dict)
     inside: dict[str, InNetwork] = field(default_factory=dict)
+    beaten: tuple[str, ...] = ()
     race: np.ndarray | None = None
     faults: tuple[str, ...] = ()
+    parity: str | None = None
 
 
 class Finalists:
@@ -75,7 +79,7 @@ class Finalists:
         """About how long `settle` will take; compiles the analytic network to know."""
         self._info("compiling the network with analytic knobs")
         start = time.monotonic()
-        self._baseline = self._compile({})
+        self._network({})
         seconds = time.monotonic() - start
         again = AGAIN_COMPILATIONS * seconds + AGAIN_TIMING_SECONDS if recorded else 0.0
         return COMPILATIONS * seconds + TIMING_SECONDS + again
@@ -89,11 +93,10 @@ class Finalists:
         sound, faults = self._sound(searches, recorded)
         if not sound:
             return Settled(faults=tuple(faults))
-        baseline = self._baseline or self._compile({})
-        networks = [baseline]
+        networks = [self._network({})]
         for place in range(max(map(len, sound.values()))):
             networks.append(
-                self._compile(
+                self._network(
                     {op: found[place] for op, found in sound.items() if place < len(found)}
                 )
             )
@@ -119,37 +122,15 @@ class Finalists:
             for candidate in found
             if operator in recorded and candidate.key == recorded[operator].key
         }
-        race, chosen = self._raced(baseline, chosen, earlier, inside({**earlier, **chosen}))
-        return Settled(chosen, inside(chosen), race, tuple(faults))
+        looked_at = inside({**earlier, **chosen})
+        gains = {op: each.baseline_seconds - each.seconds for op, each in looked_at.items()}
+        race, chosen = raced(chosen, earlier, gains, self._times, self._info)
+        beaten = tuple(operator for operator in sound if operator not in chosen)
+        return Settled(chosen, inside(chosen), beaten, race, tuple(faults))
 
-    def _raced(
-        self,
-        baseline: Network,
-        chosen: dict[str, Candidate],
-        earlier: dict[str, Candidate],
-        inside: Mapping[str, InNetwork],
-    ) -> tuple[np.ndarray | None, dict[str, Candidate]]:
-        """The whole network, analytic against tuned; while tuned loses, half of it is given up.
-
-        Unless what was chosen earlier is faster, outside noise: then that stays.
-        """
-        if earlier and earlier != chosen:
-            self._info("racing the network against the one with the records of earlier runs")
-            networks = [baseline, self._compile(chosen), self._compile(earlier)]
-            race = network.time_networks(networks, self._imported, self._device)
-            if network.ratio(race[1], race[2]).low > 1.0:
-                chosen = earlier
-        while chosen:
-            self._info(f"racing the network, {len(chosen)} operators tuned, against the analytic")
-            tuned = self._compile(chosen)
-            race = network.time_networks([baseline, tuned], self._imported, self._device)
-            if network.ratio(race[0], race[1]).value >= 1.0:
-                return race, chosen
-            # who gained least goes first: that gain is the least certain
-            gains = {op: inside[op].baseline_seconds - inside[op].seconds for op in chosen}
-            kept = sorted(chosen, key=lambda op: gains[op], reverse=True)[: len(chosen) // 2]
-            chosen = {operator: chosen[operator] for operator in kept}
-        return None, chosen
+    def _times(self, choices: Sequence[Choice]) -> np.ndarray:
+        networks = [self._network(choice) for choice in choices]
+        return network.time_networks(networks, self._imported, self._device)
 
     def _sound(
         self, searches: Sequence[TaskSearch], recorded: Choice
@@ -170,10 +151,44 @@ class Finalists:
                 self._warn(f"not recorded: {faults[-1]}")
         return sound, faults
 
-    def _compile(self, choice: dict[str, Candidate]) -> Network:
+    def _network(self, choice: Choice) -> Network:
+        if not choice and self._baseline is not None:
+            return self._baseline
         self._compiled += 1
         library = Path(self._folder.name) / f"{self._compiled}.so"
-        return network.compile_network(self._imported, self._target, choice, library)
+        compiled = network.compile_network(self._imported, self._target, choice, library)
+        if not choice:
+            self._baseline = compiled
+        return compiled
+
+
+def raced(
+    chosen: dict[str, Candidate],
+    earlier: dict[str, Candidate],
+    gains: Mapping[str, float],
+    times: Callable[[Sequence[Choice]], np.ndarray],
+    info: Callable[[str], None],
+) -> tuple[np.ndarray | None, dict[str, Candidate]]:
+    """The whole network, analytic against tuned; while tuned loses, half of it is given up.
+
+    Unless what was chosen earlier is faster, outside noise: then that stays. gains: seconds of the
+    network, by operator of both. times: of whole networks in turns, (networks, rounds). Returns the
+    last race, analytic and tuned, None when nothing is left; and what is left.
+    """
+    if earlier and earlier != chosen:
+        info("racing the network against the one with the records of earlier runs")
+        race = times([{}, chosen, earlier])
+        if network.ratio(race[1], race[2]).low > 1.0:
+            chosen = earlier
+    while chosen:
+        info(f"racing the network, {len(chosen)} operators tuned, against the analytic")
+        race = times([{}, chosen])
+        if network.ratio(race[0], race[1]).value >= 1.0:
+            return race, chosen
+        # who gained least goes first: that gain is the least certain
+        kept = sorted(chosen, key=lambda op: gains[op], reverse=True)[: len(chosen) // 2]
+        chosen = {operator: chosen[operator] for operator in kept}
+    return None, chosen
 
 
 def finalists(search: TaskSearch, recorded: Choice) -> list[Candidate]:

@@ -46,7 +46,8 @@ _LINE = 16  # floats in a cache line: every copy of a buffer starts at one
 BUILD_TIMEOUT = 60.0  # seconds; the largest kernels take one
 RUN_TIMEOUT = 30.0
 
-Export = Callable[[Any, str], None]  # (compiled module, path of the library)
+# (module, TVM's target, path of the library, what links) -> the path
+Compile = Callable[[tuple[Any, Any, str, Any]], str]
 
 
 @dataclass(frozen=True)
@@ -133,9 +134,15 @@ class LibraryBuilder(ms.builder.PyBuilder):
     MetaSchedule's LocalBuilder starts new ones for every batch: 3 s of importing each.
     """
 
-    def __init__(self, workers: int, compiler: Any = None) -> None:
-        """compiler: what links (`fcompile` of TVM's export_library); None: this machine's own."""
+    def __init__(
+        self, workers: int, compiler: Any = None, compile_module: Compile | None = None
+    ) -> None:
+        """compiler: what links (`fcompile` of TVM's export_library); None: this machine's own.
+
+        compile_module: makes the library, in a worker; None: tvm.compile for a CPU.
+        """
         super().__init__()
+        self._compile = compile_module or _build
         self.folder = tempfile.mkdtemp(prefix="tvm-mobilenet-tune-")
         self.compiler = compiler
         self.count = 0
@@ -148,21 +155,23 @@ class LibraryBuilder(ms.builder.PyBuilder):
 
     def build(self, build_inputs: list[Any]) -> list[Any]:
         """MetaSchedule's interface: one BuilderResult for each BuilderInput."""
+        return list(self.built(build_inputs))
+
+    def built(self, build_inputs: Sequence[Any]) -> Iterator[Any]:
+        """The same one by one, in order, while those behind are still built."""
         work = []
         for entry in build_inputs:
             self.count += 1
             path = f"{self.folder}/{self.count}.so"
             work.append((entry.mod, entry.target, path, self.compiler))
-        results = []
-        for done in self.pool.map_with_error_catching(_build, work):
+        for done in self.pool.map_with_error_catching(self._compile, work):
             if done.status == StatusKind.COMPLETE:
-                results.append(ms.builder.BuilderResult(done.value, None))
+                yield ms.builder.BuilderResult(done.value, None)
             elif done.status == StatusKind.TIMEOUT:
                 reason = f"building took more than {BUILD_TIMEOUT:.0f} s"
-                results.append(ms.builder.BuilderResult(None, reason))
+                yield ms.builder.BuilderResult(None, reason)
             else:
-                results.append(ms.builder.BuilderResult(None, f"building: {done.value}"))
-        return results
+                yield ms.builder.BuilderResult(None, f"building: {done.value}")
 
 
 def local_runner(cpus: Sequence[int], timeout: float = RUN_TIMEOUT) -> Any:

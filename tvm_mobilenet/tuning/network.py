@@ -9,6 +9,7 @@ the clock frequency or a busy neighbour hits all alike.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tvm_mobilenet.schedules.base import Recorded, fingerprint
+from tvm_mobilenet.schedules.base import Recorded, Records, fingerprint
 from tvm_mobilenet.schedules.spec import Spec, to_json
 from tvm_mobilenet.tuning.task import Candidate
 
@@ -54,20 +55,24 @@ def compile_network(
     from tvm_mobilenet.compiler_pass.schedule_operators import spec_of
     from tvm_mobilenet.deploy.library import export_library
 
-    def records(spec: Spec, rule: str) -> Recorded | None:
-        candidate = choice.get(to_json(spec))
-        if candidate is None or candidate.rule.name != rule:
-            return None
-        import dataclasses
-
-        kernel = candidate.rule.build(spec, candidate.knobs)
-        return Recorded(dataclasses.asdict(candidate.knobs), fingerprint(kernel))
-
-    compiled = compile_model(imported, target, records=records, traces=traces)
+    compiled = compile_model(imported, target, records=records_of(choice), traces=traces)
     export_library(compiled, library)
     specs = [spec_of(compiled.kernels[operator.symbol]) for operator in compiled.operators]
     texts = tuple(None if spec is None else to_json(spec) for spec in specs)
     return Network(library, texts, compiled.seconds)
+
+
+def records_of(choice: Choice) -> Records:
+    """What `compile_model` takes to compile a network with these candidates."""
+
+    def records(spec: Spec, rule: str) -> Recorded | None:
+        candidate = choice.get(to_json(spec))
+        if candidate is None or candidate.rule.name != rule:
+            return None
+        kernel = candidate.rule.build(spec, candidate.knobs)
+        return Recorded(dataclasses.asdict(candidate.knobs), fingerprint(kernel))
+
+    return records
 
 
 def time_operators(

@@ -33,6 +33,18 @@ class TaskOutcome:
     tuned: bool  # whether a record of it was written
     knobs: dict[str, Any] | None
 
+    @property
+    def label(self) -> str:
+        """Kind and shape, which no other operator of the network has."""
+        return f"{self.kind} {self.shape}"
+
+    @property
+    def gain(self) -> float | None:
+        """How many times as fast as the analytic choice the best is, alone."""
+        if self.baseline_seconds is None or self.best_seconds is None:
+            return None
+        return self.baseline_seconds / self.best_seconds
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -40,7 +52,7 @@ class Outcome:
     measured in turns; None when nothing was faster or nothing could be raced here.
 
     ``spent``: seconds by what was done. ``reused``: trials of earlier runs that were not repeated.
-    ``faults``: finalists whose numbers were wrong.
+    ``faults``: finalists whose numbers were wrong. ``parity``: see `finalists.Settled`.
     """
 
     network: str
@@ -55,6 +67,7 @@ class Outcome:
     after_seconds: float | None
     speed_up: Ratio | None
     records: int
+    parity: str | None
     stopped: str
     seconds: float
     spent: dict[str, float]

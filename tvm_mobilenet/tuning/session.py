@@ -102,16 +102,18 @@ class Session:
         seed: int = 0,
         space: str = "template",
         kinds: Sequence[str] | None = None,
+        batch: int = BATCH,
         info: Callable[[str], None] = lambda message: None,
         warn: Callable[[str], None] = lambda message: None,
         progress: Callable[[int, int, str], None] = lambda done, total, label: None,
     ) -> None:
         """label: the network's name in records and tables. space: what records say they are of.
 
-        kinds: of operators to look at; None: all that have a template.
+        kinds: of operators to look at; None: all that have a template. batch: candidates that are
+        built together.
         """
         self.label, self.place, self.seed = label, place, seed
-        self._measurer, self._space = measurer, space
+        self._measurer, self._space, self._batch = measurer, space, batch
         self._info, self._warn, self._progress = info, warn, progress
         self.clock = Clock()
         self._log = MeasuredLog(place.directory)
@@ -159,7 +161,8 @@ class Session:
         Raises NothingMeasuredError when not one candidate could be measured.
         """
         while True:
-            room = BATCH if limits.trials is None else min(BATCH, limits.trials - self.trials)
+            left = self._batch if limits.trials is None else limits.trials - self.trials
+            room = min(self._batch, left)
             fresh = [search for search in self.searches if not search.tried]
             if fresh:
                 room = len(fresh)  # every task gets its baseline, whatever the limit
@@ -210,9 +213,15 @@ class Session:
             self._log.append([self._entry(trial, measurement)])
             trial.search.record(trial.candidate, measurement)
 
-        self._measurer.measure([trial.kernel for trial in batch], store)
+        self._take_times(batch, store)
         for name, seconds in self._measurer.spent.items():
             self.clock.spent[name] = seconds
+
+    def _take_times(
+        self, batch: Sequence[Trial], on_result: Callable[[int, Measurement], None]
+    ) -> None:
+        """All that a measurer is told of a trial: its kernel."""
+        self._measurer.measure([trial.kernel for trial in batch], on_result)
 
     def _entry(self, trial: Trial, measurement: Measurement) -> Measured:
         return Measured(
@@ -272,16 +281,15 @@ class Session:
     def finish(self, settled: Settled, stopped: str) -> Outcome:
         """Write the records of what was chosen; ``stopped``: why the search ended."""
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        records, beaten = [], []
+        records = []
         for search in self.searches:
             operator = search.task.operator
             winner = settled.chosen.get(operator)
-            if winner is not None:
+            # one that an earlier run chose, and that was not measured again, stays as it is
+            if winner is not None and winner.key in search.tried:
                 records.append(self._record(search, winner, settled.inside.get(operator), now))
-            elif operator in settled.inside:
-                beaten.append(operator)
         setting = self.place.setting
-        drop = [identity_of(op, setting, self._space) for op in beaten]
+        drop = [identity_of(op, setting, self._space) for op in settled.beaten]
         update_records(self.place.directory, records, drop)
         return self._outcome(settled, stopped)
 
@@ -340,6 +348,7 @@ class Session:
             after_seconds=None if ends is None else ends[1],
             speed_up=None if race is None else network.ratio(race[0], race[1]),
             records=len(settled.chosen),
+            parity=settled.parity,
             stopped=stopped,
             seconds=self.clock.elapsed,
             spent=dict(self.clock.spent),
