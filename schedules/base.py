@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
-from .spec import Spec
+from .spec import DenseSpec, ExciteSpec, PoolSpec, Spec, SqueezeSpec
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,9 +28,10 @@ Knobs = Any  # a frozen dataclass of the template
 class Rule(Protocol):
     """How one kind of operator runs on one kind of hardware.
 
-    Two methods more are optional: ``pays(spec, target)``, of rules for joint operators, says
-    whether joining is worth it (see `joins`); ``predicted(spec, knobs, target)`` gives the cycles
-    by which tuning orders candidates until it has measured some.
+    Three methods more are optional: ``pays(spec, target)``, of rules for joint operators, says
+    whether joining is worth it (see `joins`); ``gate(pool, first, second, target)`` see `gate`;
+    ``predicted(spec, knobs, target)`` gives the cycles by which tuning orders candidates until it
+    has measured some.
     """
 
     name: str
@@ -117,6 +118,16 @@ def joins(spec: Spec, target: TargetSpec) -> bool:
         for rule in rules_for(target)
         if hasattr(rule, "pays")
     )
+
+
+def gate(
+    pool: PoolSpec, first: DenseSpec, second: DenseSpec, target: TargetSpec
+) -> tuple[SqueezeSpec, ExciteSpec] | None:
+    """Pooling and two dense layers after it as two operators, where a rule has it so."""
+    for rule in rules_for(target):
+        if hasattr(rule, "gate"):
+            return rule.gate(pool, first, second, target)
+    return None
 
 
 def schedule(

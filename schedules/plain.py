@@ -17,12 +17,14 @@ from .spec import (
     ConvSpec,
     DenseSpec,
     ElementwiseSpec,
+    ExciteSpec,
     LayoutSpec,
     PoolSpec,
     ScaledSpec,
     ScaleSpec,
     SeparableSpec,
     Spec,
+    SqueezeSpec,
     storage,
     to_json,
 )
@@ -178,6 +180,46 @@ def _scale(spec: ScaleSpec):  # type: ignore[no-untyped-def]
     return shapes, body
 
 
+def _squeeze(spec: SqueezeSpec):  # type: ignore[no-untyped-def]
+    (x, mean), pool = _pool(spec.pool)
+    hidden, channels = spec.dense.out_features, spec.pool.channels
+    weight = ("weight", (hidden, channels), storage(spec.precision))
+    y = ("y", (spec.batch, spec.parts * hidden), "float32")
+
+    def body(x, weight, y):  # type: ignore[no-untyped-def]
+        means = T.alloc_buffer(mean[1], "float32")
+        pool(x, means)
+        total = T.alloc_buffer((1,), "float32", scope="local")
+        with T.grid(spec.batch, spec.parts, hidden) as (n, part, o):
+            T.buffer_store(total, constant(0.0), [0])
+            with T.serial(0, spec.group) as i:
+                c = part * spec.group + i
+                with T.If(c < channels), T.Then():
+                    product = _load(means, n, c) * _load(weight, o, c)
+                    T.buffer_store(total, total[0] + product, [0])
+            T.buffer_store(y, total[0], [n, part * hidden + o])
+
+    return [x, weight, y], body
+
+
+def _excite(spec: ExciteSpec):  # type: ignore[no-untyped-def]
+    (between, *others), dense = _dense(spec.second)
+    hidden = spec.first.out_features
+    sums = ("sums", (spec.batch, spec.parts * hidden), "float32")
+
+    def body(sums, bias, *rest):  # type: ignore[no-untyped-def]
+        middle = T.alloc_buffer(between[1], "float32")
+        total = T.alloc_buffer((1,), "float32", scope="local")
+        with T.grid(spec.batch, hidden) as (n, o):
+            T.buffer_store(total, bias[o], [0])
+            with T.serial(0, spec.parts) as part:
+                T.buffer_store(total, total[0] + sums[n, part * hidden + o], [0])
+            T.buffer_store(middle, activate(total[0], spec.first.activation, 1), [n, o])
+        dense(middle, *rest)
+
+    return [sums, ("first_bias", (hidden,), "float32"), *others], body
+
+
 def _elementwise(spec: ElementwiseSpec):  # type: ignore[no-untyped-def]
     names = ["a", "b"][: spec.operands]
 
@@ -219,6 +261,8 @@ _WRITERS: dict[type, Callable[[Any], tuple[Shapes, Callable[..., None]]]] = {
     PoolSpec: _pool,
     ScaleSpec: _scale,
     ScaledSpec: _scaled,
+    SqueezeSpec: _squeeze,
+    ExciteSpec: _excite,
     ElementwiseSpec: _elementwise,
     LayoutSpec: _layout,
 }

@@ -332,6 +332,96 @@ class ScaledSpec:
 
 
 @dataclass(frozen=True)
+class SqueezeSpec:
+    """Global average pooling and its share in a dense layer (the start of squeeze-excite).
+
+    Of every ``group`` channels the means times their weights: sums that `ExciteSpec` adds up.
+    Buffers: the pooling's map, the dense layer's weight, output ``(N, parts * O)`` in float32,
+    ``parts`` of them behind each other.
+    """
+
+    pool: PoolSpec
+    dense: DenseSpec  # its bias and activation come later
+    group: int
+
+    kind: ClassVar[str] = "squeeze"
+    weight_arguments: ClassVar[tuple[int, ...]] = (1,)
+
+    @property
+    def parts(self) -> int:
+        return -(-self.pool.channels // self.group)
+
+    @property
+    def batch(self) -> int:
+        return self.pool.batch
+
+    @property
+    def lanes(self) -> int:
+        return self.pool.lanes
+
+    @property
+    def precision(self) -> Precision:
+        return self.dense.precision
+
+    @property
+    def mult_adds(self) -> int:
+        return self.dense.mult_adds
+
+    @property
+    def min_bytes(self) -> int:
+        width, sums = stored_bytes(self.precision), self.parts * self.dense.out_features
+        inputs = self.batch * self.pool.channels * self.pool.height * self.pool.width
+        weights = self.dense.in_features * self.dense.out_features
+        return width * (inputs + weights) + FLOAT_BYTES * self.batch * sums
+
+    def __str__(self) -> str:
+        return f"{self.pool}->{self.dense.out_features} in {self.parts}"
+
+
+@dataclass(frozen=True)
+class ExciteSpec:
+    """The rest of a dense layer whose sums a `SqueezeSpec` gives in ``parts``, and the next one.
+
+    Buffers: the sums ``(N, parts * H)`` in float32, the first layer's bias, the second's weight and
+    bias; its output.
+    """
+
+    first: DenseSpec
+    second: DenseSpec
+    parts: int
+
+    kind: ClassVar[str] = "excite"
+    weight_arguments: ClassVar[tuple[int, ...]] = (2,)
+
+    @property
+    def batch(self) -> int:
+        return self.second.batch
+
+    @property
+    def lanes(self) -> int:
+        return self.second.lanes
+
+    @property
+    def precision(self) -> Precision:
+        return self.second.precision
+
+    @property
+    def mult_adds(self) -> int:
+        return self.second.mult_adds
+
+    @property
+    def min_bytes(self) -> int:
+        hidden = self.first.out_features
+        inputs = stored_bytes(self.precision) * self.batch * hidden
+        sums = FLOAT_BYTES * (self.batch * self.parts + 1) * hidden
+        return self.second.min_bytes - inputs + sums
+
+    def __str__(self) -> str:
+        first = f"{self.batch}x{self.parts}x{self.first.out_features} {self.first.activation}"
+        return f"{first} ->{str(self.second).partition('->')[2]}"
+
+
+@dataclass(frozen=True)
 class ElementwiseSpec:
     """``activation(x)`` or ``activation(x op y)`` on equal shapes, whatever their layout.
 
@@ -389,16 +479,8 @@ class LayoutSpec:
         return f"{self.direction} {self.batch}x{self.channels}x{self.height}x{self.width}"
 
 
-Spec: TypeAlias = (
-    ConvSpec
-    | SeparableSpec
-    | DenseSpec
-    | PoolSpec
-    | ScaleSpec
-    | ScaledSpec
-    | ElementwiseSpec
-    | LayoutSpec
-)
+Joint: TypeAlias = SeparableSpec | ScaledSpec | SqueezeSpec | ExciteSpec  # made of others
+Spec: TypeAlias = ConvSpec | DenseSpec | PoolSpec | ScaleSpec | ElementwiseSpec | LayoutSpec | Joint
 _CLASSES: Mapping[str, type] = {
     cls.__name__: cls
     for cls in (
@@ -408,6 +490,8 @@ _CLASSES: Mapping[str, type] = {
         PoolSpec,
         ScaleSpec,
         ScaledSpec,
+        SqueezeSpec,
+        ExciteSpec,
         ElementwiseSpec,
         LayoutSpec,
     )
@@ -443,6 +527,8 @@ _PARTS: Mapping[str, type] = {  # fields that are dataclasses themselves
     "depthwise": ConvSpec,
     "pointwise": ConvSpec,
     "scale": ScaleSpec,
+    "pool": PoolSpec,
+    **dict.fromkeys(("dense", "first", "second"), DenseSpec),
 }
 
 

@@ -16,6 +16,7 @@ from .convolution import (
 )
 from .dense import DENSE
 from .depthwise import DEPTHWISE
+from .gate import EXCITE, SQUEEZE
 from .memory_bound import ELEMENTWISE, LAYOUT, POOL, SCALE
 from .squeeze_excite import SCALED, TENSOR_SCALED
 
@@ -34,6 +35,8 @@ RULES = (
     DENSE,
     TENSOR_DENSE_PRODUCT,
     DENSE_PRODUCT,
+    SQUEEZE,
+    EXCITE,
     POOL,
     SCALE,
     ELEMENTWISE,

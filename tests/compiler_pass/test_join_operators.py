@@ -1,4 +1,4 @@
-"""Depthwise and pointwise become one call where a rule wants it, and only where that is safe."""
+"""Operators become fewer calls where a rule wants it, and only where that is safe."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ from tvm_mobilenet import frontend, targets
 from tvm_mobilenet.compiler_pass.join_operators import join_operators
 from tvm_mobilenet.compiler_pass.lower_operators import lower_operators
 from tvm_mobilenet.compiler_pass.pipeline import compile_model
+from tvm_mobilenet.parity import samples
+from tvm_mobilenet.parity.cuda_network import NetworkEmulator
+from tvm_mobilenet.parity.per_layer import per_layer
 from tvm_mobilenet.schedules import base
 from tvm_mobilenet.schedules.spec import RELU, ConvSpec, SeparableSpec
 
@@ -46,9 +49,9 @@ def wanted(monkeypatch):
     monkeypatch.setattr("tvm_mobilenet.compiler_pass.join_operators.joins", lambda spec, _: True)
 
 
-def imported(reader: str, folder):
+def imported(reader: str, folder, network=Network):
     torch.manual_seed(0)
-    module = Network(reader).eval()
+    module = network(reader).eval()
     path = folder / "network.onnx"
     torch.onnx.export(module, (torch.zeros(SHAPE),), path, dynamo=False)
     return module, frontend.load_model(path)
@@ -91,6 +94,62 @@ def test_the_plain_joint_function_means_the_same(wanted, tmp_path):
     mod, sites = join_operators(mod, sites, target)
     assert [name for name, _ in sites] == ["layout_0", "separable_0", "layout_1"]
     assert largest_difference(tvm.compile(mod, target=target.tvm_target()), module) < 1e-5
+
+
+class SqueezeExcite(nn.Module):
+    """A block of V3's, and another reader of the scaled map or of the first layer's result."""
+
+    def __init__(self, reader: str) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(CHANNELS, 6, 1), nn.Conv2d(6, CHANNELS, 1)
+        self.pointwise = nn.Conv2d(CHANNELS, 24, 1)
+        self.reader = reader
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = torch.relu(self.first(x.mean((2, 3), keepdim=True)))
+        scaled = x * nn.functional.hardsigmoid(self.second(hidden))
+        y = self.pointwise(scaled)
+        if self.reader == "of the map":
+            return y.mean((2, 3)) + scaled.mean()
+        return y.mean((2, 3)) + hidden.mean() if self.reader == "of the layer" else y.mean((2, 3))
+
+
+@pytest.mark.parametrize(
+    ("reader", "kinds"),
+    [
+        ("none", ["squeeze", "excite", "scaled", "pool"]),
+        ("of the map", ["squeeze", "excite", "squeeze_excite", "pointwise", "pool"]),
+        ("of the layer", ["pool", "dense", "dense", "scaled", "pool"]),
+    ],
+)
+def test_squeeze_excite_keeps_its_numbers_in_fewer_calls(reader, kinds, tmp_path):
+    target = targets.load("cuda-sm90")
+    module, model = imported(reader, tmp_path, SqueezeExcite)
+    mod, sites = join_operators(*lower_operators(model.mod, 4), target)
+    found = [name.rsplit("_", 1)[0] for name, _ in sites if not name.startswith("layout")]
+    assert found[: len(kinds)] == kinds
+    cpu = targets.load("x86-64-v2").tvm_target()
+    assert largest_difference(tvm.compile(mod, target=cpu), module) < 1e-5
+
+
+@pytest.mark.slow
+def test_every_joint_operator_is_judged(tmp_path):
+    """By emulation: its tensor of the model, from the reference's own inputs."""
+    _, model = imported("none", tmp_path, SqueezeExcite)
+    compiled = compile_model(model, targets.load("cuda-sm90"))
+    inputs = samples(model, count=1)
+    operators = [dataclasses.asdict(operator) for operator in compiled.operators]
+    with NetworkEmulator(compiled) as network:
+        report = per_layer(network.trace, operators, model, inputs)
+    assert report.passed, report.summary()
+    kinds = {row.kind: row for row in report.operators}
+    nodes = {node.name: node.op_type for node in model.onnx.graph.node}
+    behind = {kind: [nodes[name] for name in row.onnx_nodes] for kind, row in kinds.items()}
+    assert behind["squeeze"] == ["ReduceMean", "Conv"]
+    assert behind["excite"] == ["Conv", "Relu", "Conv", "HardSigmoid"]
+    assert behind["scaled"] == ["Mul", "Conv"]
+    assert kinds["squeeze"].verdict == "-"  # shares of sums: no tensor of the model
+    assert kinds["excite"].verdict == kinds["scaled"].verdict == "passed"
 
 
 @pytest.mark.parametrize("cores", [1, 2])

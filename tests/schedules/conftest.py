@@ -8,17 +8,23 @@ import torch
 import torch.nn.functional as F
 import tvm
 
+from tvm_mobilenet.parity.cuda_emulate import run_function
+from tvm_mobilenet.parity.cuda_launches import Buffer
+from tvm_mobilenet.schedules import plain
+from tvm_mobilenet.schedules.cuda.tensor_core import rounded_to_tf32
 from tvm_mobilenet.schedules.spec import (
     Activation,
     ConvSpec,
     DenseSpec,
     ElementwiseSpec,
+    ExciteSpec,
     LayoutSpec,
     PoolSpec,
     ScaledSpec,
     ScaleSpec,
     SeparableSpec,
     Spec,
+    SqueezeSpec,
     channel_blocks,
 )
 from tvm_mobilenet.targets import TargetSpec
@@ -70,6 +76,8 @@ class Case:
             PoolSpec: self._pool,
             ScaleSpec: self._scale,
             ScaledSpec: self._scaled,
+            SqueezeSpec: self._squeeze,
+            ExciteSpec: self._excite,
             ElementwiseSpec: self._elementwise,
             LayoutSpec: self._layout,
         }
@@ -106,8 +114,9 @@ class Case:
         (_, *rest), y = self._conv(spec.pointwise, from_blocked(between, spec.pointwise))
         return [*first, *rest], y
 
-    def _dense(self, spec: DenseSpec):
-        x, bias = self._random(spec.batch, spec.in_features), self._random(spec.out_features)
+    def _dense(self, spec: DenseSpec, x: np.ndarray | None = None):
+        x = self._random(spec.batch, spec.in_features) if x is None else x
+        bias = self._random(spec.out_features)
         self.weight = self._random(spec.out_features, spec.in_features)
         y = F.linear(*(torch.tensor(a).double() for a in (x, self.weight, bias)))
         return [x, self.weight, bias], activated(y, spec.activation).numpy()
@@ -127,6 +136,22 @@ class Case:
         first, between = self._scale(spec.scale)
         (_, *rest), y = self._conv(spec.pointwise, from_blocked(between, spec.pointwise))
         return [*first, *rest], y
+
+    def _squeeze(self, spec: SqueezeSpec):
+        inputs, means = self._pool(spec.pool)
+        self.weight = self._random(spec.dense.out_features, spec.dense.in_features)
+        products = means[:, None] * self.weight.astype("float64")
+        groups = np.arange(0, spec.pool.channels, spec.group)
+        shares = np.add.reduceat(products, groups, axis=2)  # (N, outputs, parts)
+        return [*inputs, self.weight], shares.transpose(0, 2, 1).reshape(spec.batch, -1)
+
+    def _excite(self, spec: ExciteSpec):
+        shares = self._random(spec.batch, spec.parts * spec.first.out_features)
+        bias = self._random(spec.first.out_features)
+        hidden = shares.astype("float64").reshape(spec.batch, spec.parts, -1).sum(1) + bias
+        hidden = activated(torch.tensor(hidden), spec.first.activation).numpy()
+        (_, *rest), y = self._dense(spec.second, hidden)
+        return [shares, bias, *rest], y
 
     def _elementwise(self, spec: ElementwiseSpec):
         operands = [self._random(*spec.shape) for _ in range(spec.operands)]
@@ -160,3 +185,56 @@ class Case:
 @pytest.fixture
 def case():
     return Case
+
+
+def rounded(values: np.ndarray, precision: str) -> np.ndarray:
+    """The nearest values of a precision, as float32."""
+    values = np.asarray(values, "float32")
+    if precision == "float32":
+        return values
+    return rounded_to_tf32(values) if precision == "tf32" else values.astype("f2").astype("f4")
+
+
+class RoundedCase(Case):
+    """Random arguments and the result, in float64, of factors rounded to the precision.
+
+    The kernel gets factors that must be rounded to these where that is its task.
+    """
+
+    def _random(self, *shape: int) -> np.ndarray:
+        return rounded(super()._random(*shape), self.spec.precision)
+
+    def _conv(self, spec: ConvSpec, x: np.ndarray | None = None):
+        return super()._conv(spec, None if x is None else rounded(x, self.spec.precision))
+
+    @property
+    def unrounded(self) -> tuple[int, ...]:
+        """Arguments that the kernel, or the packing of its weights, rounds."""
+        if self.spec.precision == "tf32":
+            joint = isinstance(self.spec, SeparableSpec | ScaledSpec)
+            return self.spec.weight_arguments[-1:] if joint else (0, 1)
+        return (0,) if self.spec.kind == "stem" else ()
+
+    def argument(self, i: int, values: np.ndarray, dtype: str) -> np.ndarray:
+        """An argument as it lies in memory; by less than half a unit of the last of 10 bits off."""
+        if i in self.unrounded:
+            values = values * (1 + self._rng.uniform(-0.9, 0.9, values.shape) * 2**-12)
+        return values.astype(dtype)
+
+    def kernel_error(self, emulator, code, pack_weight) -> float:
+        """Largest distance beyond the result's own rounding, relative to the largest value."""
+        *dtypes, result = (str(p.ty.dtype) for p in plain.build(self.spec).params)
+        given = enumerate(zip(self.inputs, dtypes, strict=True))
+        arguments = [self.argument(i, values, dtype) for i, (values, dtype) in given]
+        for i in self.spec.weight_arguments:
+            arguments[i] = pack_weight(arguments[i], i)
+        (got,) = run_function(emulator, code, arguments, [Buffer(self.expected.shape, result)])
+        distance = np.abs(got.astype("float64") - self.expected)
+        if got.dtype == np.float16:
+            distance = distance - np.maximum(np.abs(self.expected) * 2**-11, 2**-25)
+        return float(distance.max() / np.abs(self.expected).max())
+
+
+@pytest.fixture
+def rounded_case():
+    return RoundedCase

@@ -17,21 +17,22 @@ from tvm_mobilenet.schedules.cuda.depthwise import DepthwiseKnobs
 from tvm_mobilenet.schedules.cuda.gemm import problem_of
 from tvm_mobilenet.schedules.cuda.gemm_knobs import GemmKnobs
 from tvm_mobilenet.schedules.cuda.memory_bound import MemoryKnobs
-from tvm_mobilenet.schedules.spec import RELU6, ConvSpec, DenseSpec, SeparableSpec, Spec
+from tvm_mobilenet.schedules.spec import RELU6, ConvSpec, DenseSpec, Precision, SeparableSpec, Spec
 
 GPUS = [name for name in targets.names() if targets.load(name).gpu is not None]
 H200 = targets.load("cuda-sm90")
 
 
 @cache
-def imported(name: str, batch: int = 1) -> frontend.ImportedModel:
-    return frontend.load_model(name, batch=batch)
+def imported(name: str) -> frontend.ImportedModel:
+    return frontend.load_model(name)
 
 
-def specs(name: str, batch: int = 1) -> list[Spec]:
+def specs(name: str, precision: Precision = "float32") -> list[Spec]:
     """Of every launch of a network, in order."""
-    mod, sites = lower_operators(imported(name, batch).mod, base.activation_lanes(H200))
-    mod, sites = join_operators(mod, sites, H200)
+    target = targets.at_precision(H200, precision)
+    mod, sites = lower_operators(imported(name).mod, base.activation_lanes(H200), precision)
+    mod, sites = join_operators(mod, sites, target)
     found = [spec_of(mod[function]) for function, _ in sites]
     assert None not in found
     return [spec for spec in found if spec is not None]
@@ -40,12 +41,19 @@ def specs(name: str, batch: int = 1) -> list[Spec]:
 # An inference at batch 1 costs at least its launches; more than now would be a step back.
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "most"), [("mobilenet_v1", 23), ("mobilenet_v2", 43), ("mobilenet_v3_large", 66)]
+    ("name", "precision", "most"),
+    [
+        ("mobilenet_v1", "float32", 23),
+        ("mobilenet_v2", "float32", 43),
+        ("mobilenet_v3_large", "float32", 58),
+        ("mobilenet_v3_large", "tf32", 65),
+        ("mobilenet_v3_large", "float16", 58),
+    ],
 )
-def test_launches_of_an_inference(name: str, most: int) -> None:
-    found = specs(name)
+def test_launches_of_an_inference(name: str, precision: Precision, most: int) -> None:
+    found = specs(name, precision)
     assert len(found) <= most
-    assert any(isinstance(spec, SeparableSpec) for spec in found)
+    assert precision == "tf32" or any(isinstance(spec, SeparableSpec) for spec in found)
 
 
 POINTWISE = ConvSpec(1, 512, 14, 14, 512, lanes=4, activation=RELU6)

@@ -32,11 +32,13 @@ from tvm_mobilenet.schedules.spec import (
     ConvSpec,
     DenseSpec,
     ElementwiseSpec,
+    ExciteSpec,
     LayoutSpec,
     PoolSpec,
     ScaledSpec,
     ScaleSpec,
     SeparableSpec,
+    SqueezeSpec,
 )
 
 TARGET = targets.load("cuda-sm90")
@@ -67,6 +69,10 @@ FEW_EDGES = [
     ScaledSpec(
         ScaleSpec(3, 22, 5, 3, activation=HARDSIGMOID), ConvSpec(3, 22, 5, 3, 18, residual=True)
     ),
+    SqueezeSpec(PoolSpec(3, 22, 7, 5), DenseSpec(3, 22, 7), 8),
+    ExciteSpec(
+        DenseSpec(3, 22, 7, activation=RELU), DenseSpec(3, 7, 22, activation=HARDSIGMOID), 3
+    ),
 ]
 MORE_EDGES = [
     ConvSpec(1, 5, 3, 3, 2),
@@ -81,6 +87,9 @@ MORE_EDGES = [
     depthwise(2, 5, 11, 3, (3, 3), (2, 1), (0, 2, 1, 0), residual=True),
     DenseSpec(1, 7, 3),
     DenseSpec(17, 64, 1000),
+    SqueezeSpec(PoolSpec(1, 18, 19, 17), DenseSpec(1, 18, 300), 4),
+    SqueezeSpec(PoolSpec(2, 64, 3, 3), DenseSpec(2, 64, 24), 32),
+    ExciteSpec(DenseSpec(1, 9, 300), DenseSpec(1, 300, 33), 1),
     PoolSpec(1, 4, 1, 1),
     PoolSpec(1, 5, 17, 16),
     ScaleSpec(1, 4, 3, 3),

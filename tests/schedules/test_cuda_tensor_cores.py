@@ -27,8 +27,7 @@ from tvm_mobilenet.profiling.static import occupancy
 from tvm_mobilenet.runtime import nvrtc
 from tvm_mobilenet.runtime.ptxas import parse_log
 from tvm_mobilenet.schedules import base
-from tvm_mobilenet.schedules.cuda.gemm import MIN_BLOCKS, problem_of, result_type
-from tvm_mobilenet.schedules.cuda.tensor_core import rounded_to_tf32
+from tvm_mobilenet.schedules.cuda.gemm import MIN_BLOCKS, problem_of
 from tvm_mobilenet.schedules.cuda.tensor_core_knobs import MOST_REGISTERS, SHARED_BYTES
 from tvm_mobilenet.schedules.spec import (
     RELU,
@@ -39,7 +38,6 @@ from tvm_mobilenet.schedules.spec import (
     ScaledSpec,
     ScaleSpec,
     SeparableSpec,
-    storage,
 )
 
 TARGET = targets.load("cuda-sm90")
@@ -48,12 +46,6 @@ PRECISIONS = ("tf32", "float16")
 # middle of two values of the precision that float32 rounds it to the other one
 SUMS, PAIR = 1e-5, 3e-4
 SAME, HALF = (1, 1, 1, 1), (0, 0, 1, 1)
-
-
-def rounded(values, precision):
-    """The nearest values of a precision, as float32."""
-    values = np.asarray(values, "float32")
-    return rounded_to_tf32(values) if precision == "tf32" else values.astype("f2").astype("f4")
 
 
 def at_precision(spec, precision):
@@ -70,50 +62,6 @@ def at_precision(spec, precision):
     return dataclasses.replace(spec, lanes=4, precision="float32" if kept else precision)
 
 
-@pytest.fixture
-def rounded_case(case):
-    class Rounded(case):
-        """Random arguments and the result, in float64, of factors rounded to the precision.
-
-        The kernel gets factors that must be rounded to these where that is its task.
-        """
-
-        def _random(self, *shape):
-            return rounded(super()._random(*shape), self.spec.precision)
-
-        def _conv(self, spec, x=None):
-            return super()._conv(spec, None if x is None else rounded(x, self.spec.precision))
-
-        @property
-        def unrounded(self):
-            """Arguments that the kernel, or the packing of its weights, rounds."""
-            if self.spec.precision == "tf32":
-                joint = isinstance(self.spec, SeparableSpec | ScaledSpec)
-                return self.spec.weight_arguments[-1:] if joint else (0, 1)
-            return (0,) if self.spec.kind == "stem" else ()
-
-        def argument(self, i, values):
-            biases = [place + 1 for place in self.spec.weight_arguments]
-            if i not in self.unrounded:
-                return values.astype("f4" if i in biases else storage(self.spec.precision))
-            # by less than half a unit of the last of 10 bits
-            return (values * (1 + self._rng.uniform(-0.9, 0.9, values.shape) * 2**-12)).astype("f4")
-
-        def error(self, emulator, code, pack_weight):
-            """Largest distance beyond the result's own rounding, relative to the largest value."""
-            arguments = [self.argument(i, values) for i, values in enumerate(self.inputs)]
-            for i in self.spec.weight_arguments:
-                arguments[i] = pack_weight(arguments[i], i)
-            result = Buffer(self.expected.shape, result_type(self.spec))
-            (got,) = run_function(emulator, code, arguments, [result])
-            distance = np.abs(got.astype("float64") - self.expected)
-            if got.dtype == np.float16:
-                distance = distance - np.maximum(np.abs(self.expected) * 2**-11, 2**-25)
-            return float(distance.max() / np.abs(self.expected).max())
-
-    return Rounded
-
-
 def lowered(scheduled, target=TARGET):
     return lower({f"k{i}": s.function for i, (_, s) in enumerate(scheduled)}, target)
 
@@ -125,7 +73,7 @@ def assert_right(rounded_case, specs, architecture=900, target=TARGET):
     wrong = {}
     with Emulator(code.source, architecture) as emulator:
         for i, (spec, schedule) in enumerate(scheduled):
-            error = rounded_case(spec).error(
+            error = rounded_case(spec).kernel_error(
                 emulator, code.functions[f"k{i}"], schedule.pack_weight
             )
             if not error < (PAIR if isinstance(spec, SeparableSpec) else SUMS):
@@ -264,7 +212,7 @@ def test_knobs_change_no_number(rounded_case):
     code = lowered(scheduled)
     with Emulator(code.source) as emulator:
         for i, (_, schedule) in enumerate(scheduled):
-            error = rounded_case(spec).error(
+            error = rounded_case(spec).kernel_error(
                 emulator, code.functions[f"k{i}"], schedule.pack_weight
             )
             assert error < SUMS, schedule.knobs
@@ -350,16 +298,14 @@ def test_mistakes_are_seen(rounded_case):
     ):
         assert text in code.source
         with Emulator(code.source.replace(text, other, 1)) as emulator:
-            assert (
-                rounded_case(spec).error(emulator, code.functions["k0"], schedule.pack_weight)
-                > least
-            )
+            kernel, case = code.functions["k0"], rounded_case(spec)
+            assert case.kernel_error(emulator, kernel, schedule.pack_weight) > least
     without = code.source.replace("__syncthreads();", "")
     with (
         Emulator(without) as emulator,
         pytest.raises(KernelError, match=r"no barrier|nobody wrote"),
     ):
-        rounded_case(spec).error(emulator, code.functions["k0"], schedule.pack_weight)
+        rounded_case(spec).kernel_error(emulator, code.functions["k0"], schedule.pack_weight)
 
 
 POINTWISE = ConvSpec(1, 512, 14, 14, 512, lanes=4, activation=RELU6)

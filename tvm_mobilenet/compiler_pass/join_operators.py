@@ -1,25 +1,36 @@
-"""Join two operators, the second of which alone reads the first's result, where a rule wants it.
+"""Join operators that read each other's results, where a rule of the target wants it.
 
-Depthwise and pointwise convolution; channel scaling (squeeze-excite) and pointwise convolution.
+Depthwise and pointwise convolution; channel scaling (squeeze-excite) and pointwise convolution;
+pooling and two dense layers (its gate), three operators that become two. What is joined has no
+other reader.
 """
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import tvm
 from tvm import relax
 
 from tvm_mobilenet.schedules import plain
-from tvm_mobilenet.schedules.base import joins
-from tvm_mobilenet.schedules.spec import ScaledSpec, ScaleSpec, SeparableSpec, to_json
+from tvm_mobilenet.schedules.base import gate, joins
+from tvm_mobilenet.schedules.spec import (
+    DenseSpec,
+    Joint,
+    PoolSpec,
+    ScaledSpec,
+    ScaleSpec,
+    SeparableSpec,
+    SqueezeSpec,
+    to_json,
+)
 from tvm_mobilenet.targets import TargetSpec
 
 from .lower_operators import CallSites
 from .relax_graph import RelaxGraph, Step
 from .schedule_operators import spec_of
-
-Joint: TypeAlias = SeparableSpec | ScaledSpec
 
 
 def join_operators(
@@ -30,33 +41,70 @@ def join_operators(
     return joining.run(), joining.call_sites
 
 
+@dataclass(frozen=True)
+class _Call:
+    """What stands in the place of a call: another operator on arguments of the old function."""
+
+    spec: Joint
+    arguments: Sequence[Any]
+
+
 @relax.expr_functor.mutator
 class _Joining(relax.PyExprMutator):
     def __init__(self, mod: tvm.IRModule, call_sites: CallSites, target: TargetSpec) -> None:
         super().__init__(mod)
-        self._main = mod["main"]
-        graph = RelaxGraph(self._main)
-        own = [step for step in graph.steps if _spec(mod, step) is not None]
-        bindings = {step.var: names for step, (_, names) in zip(own, call_sites, strict=True)}
-        self._pairs: dict[Any, tuple[Step, Joint]] = {}  # the second one's variable -> its pair
+        self._mod, self._main, self._target = mod, mod["main"], target
+        self._graph = RelaxGraph(self._main)
+        own = [step for step in self._graph.steps if _spec(mod, step) is not None]
+        self._sites = {step.var: names for step, (_, names) in zip(own, call_sites, strict=True)}
+        self._calls: dict[Any, _Call] = {}  # by the variable of the call that it replaces
         self._absorbed: set[Any] = set()
         for step in own:
-            user = graph.sole_user(step.var)
-            joint = _joint(mod, step, user) if user else None
-            if user and joint and joins(joint, target):
-                self._pairs[user.var] = (step, joint)
-                self._absorbed.add(step.var)
-                bindings[user.var] = bindings[step.var] + bindings[user.var]
+            if step.var not in self._calls and not self._plan_gate(step):
+                self._plan_pair(step)
         self._functions: dict[str, Any] = {}
         names = {
-            step.var: self._function(self._pairs[step.var][1]).name_hint
-            if step.var in self._pairs
+            step.var: self._function(self._calls[step.var].spec).name_hint
+            if step.var in self._calls
             else step.value.args[0].name_hint
             for step in own
         }
         self.call_sites: CallSites = [
-            (names[step.var], bindings[step.var]) for step in own if step.var not in self._absorbed
+            (names[step.var], self._sites[step.var])
+            for step in own
+            if step.var not in self._absorbed
         ]
+
+    def _plan_pair(self, step: Step) -> None:
+        user = self._graph.sole_user(step.var)
+        joint = _joint(self._mod, step, user) if user else None
+        if user and joint and joins(joint, self._target):
+            arguments = [*_arguments(step), *_arguments(user)[1:]]
+            self._calls[user.var] = _Call(joint, arguments)
+            self._absorbed.add(step.var)
+            self._sites[user.var] = self._sites[step.var] + self._sites[user.var]
+
+    def _plan_gate(self, pool: Step) -> bool:
+        """Pooling, dense, dense -> the first and its share in the second, the rest."""
+        first = self._graph.sole_user(pool.var)
+        second = self._graph.sole_user(first.var) if first else None
+        if not first or not second:
+            return False
+        specs = [_spec(self._mod, step) for step in (pool, first, second)]
+        if [type(spec) for spec in specs] != [PoolSpec, DenseSpec, DenseSpec]:
+            return False
+        found = gate(specs[0], specs[1], specs[2], self._target)
+        if found is None:
+            return False
+        squeeze, excite = found
+        weight, bias = _arguments(first)[1:]
+        self._calls[first.var] = _Call(squeeze, [*_arguments(pool), weight])
+        self._calls[second.var] = _Call(excite, [first.var, bias, *_arguments(second)[1:]])
+        self._absorbed.add(pool.var)
+        product, *after = self._sites[first.var]
+        self._sites[first.var] = (*self._sites[pool.var], product)
+        self._sites[second.var] = (*after, *self._sites[second.var])
+        return True
 
     def run(self) -> tvm.IRModule:
         main = self.builder_.get().get_global_var("main")
@@ -71,14 +119,18 @@ class _Joining(relax.PyExprMutator):
         return self._functions[key]
 
     def visit_var_binding_(self, binding: Any) -> None:
-        if binding.var in self._pairs:
-            first, spec = self._pairs[binding.var]
-            arguments = [*first.value.args[1].fields, *binding.value.args[1].fields[1:]]
-            call = relax.call_tir(
-                self._function(spec), relax.Tuple(arguments), binding.value.ty_args[0]
-            )
-            binding = relax.VarBinding(binding.var, call)
-        super().visit_var_binding_(binding)
+        call = self._calls.get(binding.var)
+        if call is None:
+            super().visit_var_binding_(binding)
+            return
+        function = self._function(call.spec)
+        out = self.builder_.get()[function].params[-1].ty
+        type_ = relax.TensorType([int(extent) for extent in out.shape], out.dtype)
+        value = relax.call_tir(function, relax.Tuple(call.arguments), type_)
+        if isinstance(call.spec, SqueezeSpec):  # another type: its reader gets another variable
+            self.set_var_remap(binding.var, self.builder_.emit(self.visit_expr(value)))
+            return
+        super().visit_var_binding_(relax.VarBinding(binding.var, value))
 
 
 def _spec(mod: tvm.IRModule, step: Step) -> Any:
@@ -86,12 +138,16 @@ def _spec(mod: tvm.IRModule, step: Step) -> Any:
     return spec_of(mod[step.value.args[0]]) if step.is_call("relax.call_tir") else None
 
 
+def _arguments(step: Step) -> list[Any]:
+    return list(step.value.args[1].fields)
+
+
 def _joint(mod: tvm.IRModule, first: Step, second: Step) -> Joint | None:
     """The two calls as one, where there is an operator for both."""
     one, two = (_spec(mod, step) for step in (first, second))
     if getattr(two, "kind", "") != "pointwise":
         return None
-    x, *others = second.value.args[1].fields
+    x, *others = _arguments(second)
     if not x.same_as(first.var) or any(other.same_as(x) for other in others):
         return None
     if one.kind == "depthwise" and not one.residual:

@@ -31,11 +31,11 @@ from tvm_mobilenet.schedules.spec import (
     ConvSpec,
     DenseSpec,
     ElementwiseSpec,
+    Joint,
     LayoutSpec,
     PoolSpec,
     Precision,
     ScaleSpec,
-    SeparableSpec,
     Spec,
     storage,
     to_json,
@@ -387,7 +387,7 @@ class _Lowering:
         product = isinstance(spec, ConvSpec | DenseSpec) and spec.kind != "depthwise"
         if self.precision == "float32" or (self.precision == "tf32" and not product):
             return spec
-        assert not isinstance(spec, SeparableSpec)  # those are made later, of two
+        assert not isinstance(spec, Joint)  # those are made later, of these
         return dataclasses.replace(spec, precision=self.precision)
 
     def _keep(self, step: Step) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import tvm
 from tvm import relax
 
-from tvm_mobilenet.schedules.spec import LayoutSpec, Spec
+from tvm_mobilenet.schedules.spec import LayoutSpec, Spec, SqueezeSpec
 
 from .relax_graph import RelaxGraph, bindings_of, is_kernel_call, shape_of
 from .traced_entry import traced_elements
@@ -104,6 +104,8 @@ def _names(
         function = step.value.args[0].name_hint
         own = behind.get(function)
         name = own.pop(0) if own else values.get(step.var.name, "")
+        if isinstance(specs.get(function), SqueezeSpec):
+            name = ""  # shares of a dense layer's sums
         if isinstance(specs.get(function), LayoutSpec):
             packed[step.value.args[1].fields[0]] = name or returned.get(step.var, "")
         found.append((step.var, function, name))

@@ -18,14 +18,15 @@ def layer_name(onnx_nodes: Sequence[str], symbol: str) -> str:
 def layer_kinds(operators: Sequence[str]) -> list[str]:
     """The layer kind, of KINDS, of each operator, given what the compiler calls them in order.
 
-    Squeeze-excite is a pooling, dense layers, and what the compiler gives that name: their product
-    with a feature map, or, where that is "scaled", the first part of a pointwise convolution; what
-    follows a pooling without one is the network's head.
+    Squeeze-excite is a pooling, dense layers ("squeeze" and "excite" where they are joined), and
+    what the compiler gives that name: their product with a feature map, or, where that is "scaled",
+    the first part of a pointwise convolution; what follows a pooling without one is the network's
+    head.
     """
     kinds = [kind if kind in KINDS else "other" for kind in operators]
     pooling = None
     for i, operator in enumerate(operators):
-        if operator == "pool":
+        if operator in ("pool", "squeeze"):
             pooling = i
         elif operator == "squeeze-excite" and pooling is not None:
             kinds[pooling : i + 1] = ["squeeze-excite"] * (i + 1 - pooling)
@@ -35,6 +36,6 @@ def layer_kinds(operators: Sequence[str]) -> list[str]:
             if pooling is not None:
                 kinds[pooling:i] = ["squeeze-excite"] * (i - pooling)
             pooling = None
-        elif operator not in ("dense", "elementwise"):
+        elif operator not in ("dense", "elementwise", "excite"):
             pooling = None
     return kinds

@@ -1,0 +1,90 @@
+"""Squeeze-excite in fewer kernels: every number by emulation, in every precision.
+
+CI takes edge shapes and a sample of the networks; all of them with ``ALL_CUDA_SHAPES=1``.
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from tvm_mobilenet import frontend, targets
+from tvm_mobilenet.compiler_pass.join_operators import join_operators
+from tvm_mobilenet.compiler_pass.lower_operators import lower_operators
+from tvm_mobilenet.compiler_pass.schedule_operators import spec_of
+from tvm_mobilenet.parity.cuda_emulate import Emulator
+from tvm_mobilenet.parity.cuda_launches import lower
+from tvm_mobilenet.schedules import base
+from tvm_mobilenet.schedules.spec import (
+    PRECISIONS,
+    RELU,
+    Activation,
+    DenseSpec,
+    ExciteSpec,
+    PoolSpec,
+    ScaledSpec,
+    SqueezeSpec,
+)
+
+TARGET = targets.load("cuda-sm90")
+TOLERANCE = 1e-5  # of the largest value: float32 sums
+EVERYTHING = bool(os.environ.get("ALL_CUDA_SHAPES"))
+NETWORKS = ("mobilenet_v3_large", "mobilenet_v3_small")
+EVERY_CASE = [(name, batch, p) for name in NETWORKS for batch in (1, 4) for p in PRECISIONS]
+HARDSIGMOID = Activation("hardsigmoid")
+
+
+def assert_right(rounded_case, specs, knobs=lambda rule, spec: rule.analytic(spec, TARGET)):
+    scheduled = []
+    for spec in specs:
+        rule = next(rule for rule in base.rules_for(TARGET) if rule.takes(spec, TARGET))
+        scheduled.append((spec, base.scheduled(rule, spec, knobs(rule, spec), "analytic")))
+    code = lower({f"k{i}": result.function for i, (_, result) in enumerate(scheduled)}, TARGET)
+    with Emulator(code.source) as emulator:
+        errors = {
+            f"{spec}, {result.rule} {result.knobs}": rounded_case(spec).kernel_error(
+                emulator, code.functions[f"k{i}"], result.pack_weight
+            )
+            for i, (spec, result) in enumerate(scheduled)
+        }
+    assert not {name: error for name, error in errors.items() if not error < TOLERANCE}
+
+
+def gate(batch, channels, height, width, hidden, group, precision):
+    first = DenseSpec(batch, channels, hidden, 4, RELU, precision)
+    second = DenseSpec(batch, hidden, channels, 4, HARDSIGMOID, precision)
+    pool = PoolSpec(batch, channels, height, width, 4, precision)
+    squeeze = SqueezeSpec(pool, first, group)
+    return [squeeze, ExciteSpec(first, second, squeeze.parts)]
+
+
+def test_gates_in_float16(rounded_case):
+    """Ragged channels and groups, a hidden layer of no whole float4, batch 3."""
+    assert_right(rounded_case, gate(3, 22, 5, 7, 9, 8, "float16"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("which", [0, -1])
+def test_knobs_change_no_number(which, rounded_case):
+    """First and last of a rule's search space."""
+    specs = gate(1, 40, 9, 9, 24, 16, "float16")
+    assert_right(rounded_case, specs, lambda rule, spec: list(rule.space(spec, TARGET))[which])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("model", "batch", "precision"),
+    EVERY_CASE if EVERYTHING else [("mobilenet_v3_small", 4, "float16")],
+)
+def test_layer_shapes(model, batch, precision, rounded_case):
+    """As the networks have them; CI of up to 4 million mult-adds."""
+    target = targets.at_precision(TARGET, precision)
+    imported = frontend.load_model(model, batch=batch)
+    joined, sites = join_operators(*lower_operators(imported.mod, 4, precision), target)
+    specs = dict.fromkeys(spec_of(joined[name]) for name, _ in sites)
+    ours = [s for s in specs if isinstance(s, ScaledSpec | SqueezeSpec | ExciteSpec)]
+    if not EVERYTHING:
+        ours = [spec for spec in ours if spec.mult_adds <= 4e6]
+    assert {type(spec) for spec in ours} == {ScaledSpec, SqueezeSpec, ExciteSpec}
+    assert_right(rounded_case, ours)
