@@ -54,9 +54,9 @@ def tune(
     return {
         "operators": len(found.tasks),
         "records": found.records,
-        "gains": {task.symbol: task.gain for task in found.tasks if task.best_seconds},
+        "gains": {task.label: task.gain for task in found.tasks if task.gain},
         "summary": found.parity,
-        "network_gain": found.network_gain,
+        "network_gain": found.speed_up.value if found.speed_up else None,
     }
 
 

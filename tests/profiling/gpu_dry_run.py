@@ -3,7 +3,8 @@ or a command of ours, `python gpu_dry_run.py DIRECTORY tvm-mobilenet bench ...`.
 
 TVM's kernels run emulated, by `parity.cuda_emulate.build_driver` (in DIRECTORY, which
 LD_LIBRARY_PATH must name before this starts); PyTorch's side runs on the CPU behind the names of
-torch.cuda. What is timed is that, and means nothing.
+torch.cuda. What is timed is that, and means nothing; kernels that are tuned run, in times that are
+invented: equal for equal kernels.
 """
 
 from __future__ import annotations
@@ -11,10 +12,14 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import re
 import sys
+import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 
@@ -29,7 +34,7 @@ from tvm_mobilenet.parity import cuda_emulate  # noqa: E402
 from tvm_mobilenet.profiling import gpu as timing  # noqa: E402
 from tvm_mobilenet.profiling import gpu_bench, gpu_network  # noqa: E402
 from tvm_mobilenet.runtime import nvrtc  # noqa: E402
-from tvm_mobilenet.tuning import gpu as tuning  # noqa: E402
+from tvm_mobilenet.tuning import gpu_measure  # noqa: E402
 
 
 def small() -> torch.nn.Module:
@@ -66,9 +71,38 @@ def compiled(source: str, arch: str, *, folder: Path) -> nvrtc.Image:
     """In place of machine code the path of a library for the emulated driver."""
     place = folder / hashlib.sha256(source.encode()).hexdigest()[:16]
     if not place.is_dir():
-        place.mkdir()
-        cuda_emulate.build_kernels(source, place)
+        made = Path(tempfile.mkdtemp(dir=folder))
+        cuda_emulate.build_kernels(source, made)
+        with contextlib.suppress(OSError):  # another process was first
+            made.rename(place)
     return nvrtc.Image(arch, str(place / "kernels.so").encode() + b"\0", "")
+
+
+def compile_emulated(folder: Path, *arguments: Any) -> str:
+    """In a worker, which starts without the stand-ins."""
+    nvrtc.compile_source = functools.partial(compiled, folder=folder)
+    return gpu_measure.compile_repeated(*arguments)
+
+
+def invented_times(
+    calls: Mapping[str, timing.Call],
+    *,
+    blocks: int,
+    block_ms: float,
+    real: Any = timing.block_times,
+) -> dict[str, tuple[list[float], int]]:
+    """Of kernels by their fingerprints, of networks by their numbers: the analytic one is slowest.
+
+    All run once. Contestants of other names are timed.
+    """
+    if not all(re.fullmatch(r"\d|[0-9a-f]{16}", name) for name in calls):
+        return real(calls, blocks=blocks, block_ms=block_ms)
+    for call in calls.values():
+        call()
+    kernels = {
+        n: 10.0 + int(n[:4], 16) / 1e4 if len(n) == 16 else 99.0 - min(int(n), 1) for n in calls
+    }
+    return {name: (blocks * [microseconds], 1) for name, microseconds in kernels.items()}
 
 
 def main(folder: Path, arguments: list[str]) -> int:
@@ -88,7 +122,9 @@ def main(folder: Path, arguments: list[str]) -> int:
     nvrtc.compile_source = functools.partial(compiled, folder=folder)
     timing.interleaved = functools.partial(timing.interleaved, blocks=2, block_ms=0.1)
     timing.latency = functools.partial(timing.latency, runs=2)
-    gpu_bench.DEVICE, tuning.RUNS, tuning.LEAST_GAIN = "cpu", 1, 0.0
+    timing.block_times = invented_times
+    gpu_bench.DEVICE, gpu_measure.MOST_RUNS = "cpu", 2
+    gpu_measure.compile_repeated = functools.partial(compile_emulated, folder)
     if arguments[0] == "tvm-mobilenet":
         # torch.cuda.is_available would mislead the exporter
         gpu_bench.check_device = gpu_network.check_device = lambda target: None

@@ -6,9 +6,11 @@ import importlib.util
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -21,6 +23,7 @@ from tvm_mobilenet.errors import NothingMeasuredError
 from tvm_mobilenet.parity import cuda_emulate
 from tvm_mobilenet.profiling import gpu
 from tvm_mobilenet.tuning.records import read_records
+from tvm_mobilenet.tuning.store import MeasuredLog
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "gpu.py"
 DRY_RUN = Path(__file__).with_name("gpu_dry_run.py")
@@ -131,13 +134,20 @@ def test_only_what_is_needed_is_carried_and_nothing_overwritten(script, tmp_path
     assert gpu_carried.pack(there, "3.12", []) == 3 and there.read_text() == "mine"
 
 
+@pytest.fixture(scope="module")
+def driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the emulated driver is, and the kernels that were built for it."""
+    directory = tmp_path_factory.mktemp("driver")
+    cuda_emulate.build_driver(directory)
+    return directory
+
+
 @pytest.mark.slow
-def test_every_step_runs_to_its_end_on_an_emulated_gpu(tmp_path: Path) -> None:
+def test_every_step_runs_to_its_end_on_an_emulated_gpu(driver: Path, tmp_path: Path) -> None:
     """Proof, graph against launches, turns with PyTorch, tuning, the page; resumed, nothing new."""
-    cuda_emulate.build_driver(tmp_path)
-    environment = os.environ | {"LD_LIBRARY_PATH": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"LD_LIBRARY_PATH": str(driver), "OMP_NUM_THREADS": "1"}
     out = tmp_path / "out"
-    command = [sys.executable, DRY_RUN, tmp_path, "-o", out, "--target", "cuda-sm90"]
+    command = [sys.executable, DRY_RUN, driver, "-o", out, "--target", "cuda-sm90"]
     command += ["--precisions", "float32", "--batches", "1"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -153,9 +163,10 @@ def test_every_step_runs_to_its_end_on_an_emulated_gpu(tmp_path: Path) -> None:
     assert set(compared["back_to_back"]) == {"ours", "eager", "eager, CUDA graph"}
     assert compared["not_measured"]["torch.compile"] == "RuntimeError: no compiler for max-autotune"
     assert compared["launches"] == 3
-    assert tuned["summary"].startswith("parity passed") and tuned["network_gain"] > 0
     written = out / "tuning_logs" / "cuda-sm90" / "records.jsonl"
     assert tuned["records"] == (len(read_records(written)) if written.exists() else 0)
+    assert tuned["operators"] == len(tuned["gains"]) and min(tuned["gains"].values()) >= 1
+    assert (tuned["summary"] is None) == (tuned["network_gain"] is None) == (tuned["records"] == 0)
     page = (out / "gpu.md").read_text()
     assert "emulated, on a CPU, sm_90" in page and document["steps"] and "## Speed" in page
     assert parity["date"] in page and "max-autotune" in page
@@ -165,34 +176,77 @@ def test_every_step_runs_to_its_end_on_an_emulated_gpu(tmp_path: Path) -> None:
     assert json.loads((out / "gpu.json").read_text())["steps"] == steps
 
 
+@pytest.fixture
+def emulated(driver: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Starts a command of ours on the dry run's network and an emulated GPU."""
+    environment = os.environ | {"LD_LIBRARY_PATH": str(driver), "OMP_NUM_THREADS": "1"}
+    started: list[subprocess.Popen[str]] = []
+
+    def start(command: str, *arguments: object) -> subprocess.Popen[str]:
+        line = [sys.executable, DRY_RUN, driver, "tvm-mobilenet", command, "gpu_dry_run:small"]
+        line += ["--resolution", "16", "--target", "cuda-sm90", *map(str, arguments)]
+        pipe = subprocess.PIPE
+        started.append(subprocess.Popen(line, env=environment, stdout=pipe, stderr=pipe, text=True))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def said(process: subprocess.Popen[str]) -> str:
+    """What a command that ended well wrote to stdout."""
+    out, err = process.communicate()
+    assert process.returncode == 0, err
+    return out
+
+
 @pytest.mark.slow
-def test_commands_prove_time_and_tune_at_any_precision_on_an_emulated_gpu(tmp_path: Path) -> None:
-    cuda_emulate.build_driver(tmp_path)
-    environment = os.environ | {"LD_LIBRARY_PATH": str(tmp_path), "OMP_NUM_THREADS": "1"}
-
-    def run(*arguments: str) -> str:
-        command = [sys.executable, DRY_RUN, tmp_path, "tvm-mobilenet", *arguments]
-        command += ["--resolution", "16", "--target", "cuda-sm90"]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    document = json.loads(run("bench", "gpu_dry_run:small", "--precision", "float16", "--json"))
+def test_bench_proves_and_times_at_any_precision_on_an_emulated_gpu(emulated) -> None:
+    document = json.loads(said(emulated("bench", "--precision", "float16", "--json")))
     assert (document["kind"], document["device"]) == ("bench-gpu", "emulated, on a CPU")
     (cell,) = document["cells"]
     assert cell["precision"] == "float16" and cell["parity"].startswith("parity passed")
     assert set(cell["comparison"]["back_to_back"]) == {"ours", "eager", "eager, CUDA graph"}
     assert cell["comparison"]["speed_up_over_best_pytorch"] > 0
 
-    logs = tmp_path / "logs"
-    options = ("--precision", "tf32", "--trials", "2", "--logs", str(logs))
-    *table, last = run("tune", "gpu_dry_run:small", *options).splitlines()
-    assert table[0].split()[:3] == ["OPERATOR", "RULE", "TRIALS"]
-    assert any(line.startswith("stem_0 ") and "cuda-tensor-stem" in line for line in table)
-    assert "on emulated, on a CPU, tf32: all operators were searched" in table
+
+@pytest.mark.slow
+def test_tune_is_interrupted_goes_on_and_records_on_an_emulated_gpu(
+    emulated, tmp_path: Path
+) -> None:
+    """Kernels are built in parallel and run emulated, in times that are invented."""
+    logs, table = tmp_path / "logs", tmp_path / "table.csv"
+    log = MeasuredLog(logs / "cuda-sm90")
+    options = ("--precision", "tf32", "--trials", "2", "--logs", logs)
+    process = emulated("tune", *options)
+    while not (log.path.exists() and log.read()[0]):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate()
+    before, damaged = log.read()
+    assert process.returncode == 130 and not damaged, errors
+    assert f"{len(before)} measurements are kept: the same command goes on from here" in errors
+
+    document = json.loads(said(emulated("tune", *options, "--csv", table, "--json")))
+    assert document["reused"] == len(before) and document["trials"] == 6
+    assert (document["kind"], document["precision"]) == ("tune", "tf32")
+    assert document["setting"]["device"] == "emulated, on a CPU"
+    entries, damaged = log.read()
+    assert entries[: len(before)] == before and not damaged
+    assert len(entries) == len({(entry.operator, entry.fingerprint) for entry in entries}) == 6
+    assert all(entry.error is None and entry.setting == entries[0].setting for entry in entries)
+    tuned = [task for task in document["tasks"] if task["tuned"]]
+    faster = [t for t in document["tasks"] if t["best_seconds"] * 1.02 < t["baseline_seconds"]]
+    assert tuned == faster  # in invented times the network gains from each
     records = read_records(logs / "cuda-sm90" / "records.jsonl")
-    assert last == f"{logs / 'cuda-sm90'}: {len(records)} records written"
+    assert document["records"] == len(records) == len(tuned)
     assert all('"precision": "tf32"' in record.operator for record in records)
+    assert (document["parity"] or "parity passed").startswith("parity passed")
+    assert len(table.read_text().splitlines()) == 2 + len(document["tasks"])
+    assert main(["logs", "show", "cuda-sm90", "--logs", str(logs)]) == 0
 
 
 @pytest.mark.skipif(bool(shutil.which("nvidia-smi")), reason="hardware: a GPU is here")

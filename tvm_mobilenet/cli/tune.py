@@ -63,7 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=positive_int,
         metavar="N",
         help="measure N candidates in all, those of earlier runs included; with --space sketch "
-        "for each function (default there: 32), on a GPU for each operator (default there: 24)",
+        "for each function (default there: 32), on a GPU for each operator in the mean",
     )
     parser.add_argument(
         "--budget",
@@ -160,7 +160,8 @@ def _run(args: argparse.Namespace) -> int:
     if args.json:
         emit_json("tune", payload(outcome))
     else:
-        _print(outcome)
+        threads = outcome.setting.threads
+        print_outcome(outcome, f"{threads} thread{'s'[: threads > 1]}")
     return 0
 
 
@@ -264,13 +265,17 @@ _HEADER = (
 )
 
 
-def _print(outcome: Outcome) -> None:
+def print_outcome(outcome: Outcome, made_for: str, digits: int = 1) -> None:
+    """The table and what is to be said of the whole. made_for: what the records are for.
+
+    digits: of microseconds behind the point.
+    """
     from tvm_mobilenet.tuning.report import rows
 
     table = []
     for row in rows(outcome):
         kind, shape, count, share, trials, failed, *times, tuned = row
-        shown = [f"{us:.1f}" if us is not None else "-" for us in times]
+        shown = [f"{us:.{digits}f}" if us is not None else "-" for us in times]
         kept = "tuned" if tuned else "analytic"
         table.append((count, kind, shape, f"{share:.1%}", trials, failed, *shown, kept))
     print_table(_HEADER, table)
@@ -296,8 +301,6 @@ def _print(outcome: Outcome) -> None:
         )
     elif not outcome.records:
         write(f"{outcome.network}: nothing was faster than the analytic choice\n")
-    threads = outcome.setting.threads
-    write(
-        f"{outcome.directory}: {outcome.records} records written, for {threads} "
-        f"thread{'s'[: threads > 1]}\n"
-    )
+    if outcome.parity is not None:
+        write(f"with what was found: {outcome.parity}\n")
+    write(f"{outcome.directory}: {outcome.records} records written, for {made_for}\n")

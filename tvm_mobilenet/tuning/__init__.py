@@ -14,6 +14,8 @@ network -> records that `build` applies.
 ``store``      measurements, one JSON line each, that survive kill -9
 ``records``    the winners, and which of them apply to a build; ``maintain`` looks after them
 ``report``     what a run found
+``gpu``        the same session on a GPU: ``gpu_measure`` (kernels in CUDA graphs, beside the
+               analytic choice) and ``gpu_finalists`` (the network as a whole decides)
 ``sketch``     MetaSchedule's generated search space, for what has no template; ``replay`` is how an
                interrupted one goes on
 ``static``     candidates predicted instead of measured

@@ -19,7 +19,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -157,7 +157,7 @@ class LibraryBuilder(ms.builder.PyBuilder):
         """MetaSchedule's interface: one BuilderResult for each BuilderInput."""
         return list(self.built(build_inputs))
 
-    def built(self, build_inputs: Sequence[Any]) -> Iterator[Any]:
+    def built(self, build_inputs: Sequence[Any]) -> Generator[Any, None, None]:
         """The same one by one, in order, while those behind are still built."""
         work = []
         for entry in build_inputs:

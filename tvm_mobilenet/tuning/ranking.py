@@ -10,6 +10,7 @@ sizes.
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import math
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -45,8 +46,15 @@ class LearnedRanking:
         self._rows: dict[tuple[str, str], list[float]] = {}  # by operator and candidate
         self._analytic: dict[str, float] = {}  # the rule's prediction, by operator
 
+    @property
+    def learns(self) -> bool:
+        """Whether xgboost is here; without it the rules' own predictions stand."""
+        return importlib.util.find_spec("xgboost") is not None
+
     def learn(self, searches: Iterable[TaskSearch]) -> None:
         """Fit a model for each rule that has enough measurements."""
+        if not self.learns:
+            return
         import xgboost
 
         rows: dict[str, list[tuple[list[float], float]]] = {}
@@ -73,8 +81,6 @@ class LearnedRanking:
 
         Where nothing was learned the rule's own prediction stands, if it has one.
         """
-        import xgboost
-
         scores = [0.0] * len(candidates)
         rules = {candidate.rule.name for candidate in candidates}
         for rule in sorted(rules):
@@ -84,6 +90,8 @@ class LearnedRanking:
             if model is None:
                 values = [row[_PRIOR] for row in rows]
             else:
+                import xgboost
+
                 values = model.predict(xgboost.DMatrix(np.array(rows, np.float32))).tolist()
             for place, value in zip(places, values, strict=True):
                 scores[place] = value
@@ -101,10 +109,13 @@ class LearnedRanking:
         The logarithm of `Rule.predicted`'s ratio; 0 for a rule that predicts nothing.
         """
         predict = getattr(candidate.rule, "predicted", None)
-        if predict is None or candidate.rule.name != task.baseline.rule.name:
+        of_analytic = getattr(task.baseline.rule, "predicted", None)
+        # a GPU's rules all predict clocks of a multiprocessor; a CPU's compare their own knobs only
+        comparable = self._target.gpu is not None or candidate.rule.name == task.baseline.rule.name
+        if predict is None or of_analytic is None or not comparable:
             return 0.0
         if task.operator not in self._analytic:
-            analytic = predict(task.spec, task.baseline.knobs, self._target)
+            analytic = of_analytic(task.spec, task.baseline.knobs, self._target)
             self._analytic[task.operator] = analytic
         ours = predict(task.spec, candidate.knobs, self._target)
         return math.log(ours / self._analytic[task.operator])

@@ -120,6 +120,8 @@ class Session:
         tasks = tasks_of(imported, place.target)
         self.tasks = [task for task in tasks if kinds is None or task.spec.kind in kinds]
         self._ranking = LearnedRanking(place.target, seed)
+        if not self._ranking.learns:
+            warn("xgboost is not installed: nothing is learned of what is measured")
         self._kernels: dict[str, set[str]] = {}  # fingerprints of what was tried, by operator
         self.reused = 0
         self.searches = self._searches()

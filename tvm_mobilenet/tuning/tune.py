@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from tvm_mobilenet.profiling.statistics import Ratio
     from tvm_mobilenet.targets import TargetSpec
+    from tvm_mobilenet.tuning.gpu_finalists import GpuFinalists
     from tvm_mobilenet.tuning.report import Outcome
     from tvm_mobilenet.tuning.sketch import SketchOutcome
 
@@ -74,19 +75,30 @@ def tune(
         session = Session(
             imported, label, place, measurer, seed=seed, info=info, warn=warn, progress=progress
         )
-        if session.reused:
-            info(f"{session.reused} measurements of earlier runs are used again")
-        recorded = session.recorded()
+        return run(session, finalists, trials, seconds, info)
+
+
+def run(
+    session: Session,
+    finalists: Finalists | GpuFinalists,
+    trials: int | None,
+    seconds: float | None,
+    info: Callable[[str], None],
+) -> Outcome:
+    """Search, choose inside the network, write the records. Arguments and errors as of `tune`."""
+    if session.reused:
+        info(f"{session.reused} measurements of earlier runs are used again")
+    recorded = session.recorded()
+    try:
         left = None if seconds is None else max(0.0, seconds - finalists.expected_seconds(recorded))
-        try:
-            stopped = session.search(Limits(trials, left))
-            info(f"{stopped}: {session.trials} trials")
-            start = time.monotonic()
-            settled = finalists.settle(session.searches, recorded)
-        except KeyboardInterrupt:
-            info(f"{session.kept} measurements are kept: the same command goes on from here")
-            raise
-        session.clock.lap("choosing inside the network", start)
+        stopped = session.search(Limits(trials, left))
+        info(f"{stopped}: {session.trials} trials")
+        start = time.monotonic()
+        settled = finalists.settle(session.searches, recorded)
+    except KeyboardInterrupt:
+        info(f"{session.kept} measurements are kept: the same command goes on from here")
+        raise
+    session.clock.lap("choosing inside the network", start)
     return session.finish(settled, stopped)
 
 
