@@ -9,9 +9,10 @@ from functools import lru_cache
 from itertools import product
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ..spec import ConvSpec, SeparableSpec, Spec
+from ..spec import ConvSpec, SeparableSpec, Spec, stored_bytes
 from . import gemm as template
 from . import tensor_core, tensor_core_knobs
+from .depthwise import DEPTHWISE
 from .gemm_knobs import GemmKnobs, Problem
 from .ir import LANES, WARP, ceil_div
 from .tensor_core_knobs import TensorKnobs
@@ -166,7 +167,7 @@ def separable_pays(rule: Any, second: Any, spec: SeparableSpec, target: TargetSp
     pointwise = spec.pointwise
     two = second.predicted(pointwise, second.analytic(pointwise, target), target)
     launch = LAUNCH_US * target.gpu.clock_mhz
-    return bool(one < depthwise_clocks(spec.depthwise, target.gpu) + launch + two)
+    return bool(one < depthwise_clocks(spec.depthwise, target) + launch + two)
 
 
 class _Separable(Product):
@@ -222,10 +223,16 @@ class _TensorSeparable(TensorProduct):
         return narrow and separable_pays(self, TENSOR_POINTWISE, spec, target)
 
 
-def depthwise_clocks(spec: ConvSpec, gpu: GpuSpec) -> float:
+def depthwise_clocks(spec: ConvSpec, target: TargetSpec) -> float:
     """Clocks of a depthwise convolution on its own: its start, and L1, L2 or memory after it."""
-    outputs = spec.batch * spec.out_channels * spec.out_pixels / LANES / gpu.sms
-    memory = outputs / WARP * spec.kernel[0] * spec.kernel[1] * (LANES + 1)
+    gpu = target.gpu
+    assert gpu is not None
+    rows = DEPTHWISE.analytic(spec, target).rows
+    threads = spec.batch * spec.out_channels * spec.out_pixels / LANES / rows / gpu.sms
+    kernel_h, kernel_w = spec.kernel
+    loads = ((rows - 1) * spec.stride[0] + kernel_h) * kernel_w
+    # a warp's four channels take two passes in float16 and four in float32, its weights one
+    memory = threads / WARP * (loads * stored_bytes(spec.precision) + kernel_h * kernel_w)
     return START + max(memory, memory_clocks(spec.min_bytes, gpu))
 
 

@@ -123,7 +123,8 @@ def predicted_clocks(
     steps = knobs.steps(problem)
     warp_steps = work * knobs.group * steps
     tf32 = precision == "tf32"
-    bytes_of_tile = TILE * TILE * (4 if tf32 else 2)
+    bytes_of_value = 4 if tf32 else 2
+    bytes_of_tile = TILE * TILE * bytes_of_value
     rate = gpu.tf32_fma if tf32 else gpu.f16_fma
     tensor = warp_steps * knobs.pixels * knobs.channels * TILE**3 / (rate * MMA_SHARE)
     loads = 2 * knobs.pixels + (2 if tf32 else 1) * knobs.channels
@@ -140,7 +141,8 @@ def predicted_clocks(
     if taps:
         vectors = warp_steps * knobs.pixels * TILE * FOURS
         issue += vectors * taps * TAP_INSTRUCTIONS[precision] / (SCHEDULERS * WARP)
-        l1 += vectors / WARP * taps * (LANES + 1)  # the map's four channels, the warp's weights
+        # passes: of the map's four channels two in float16 and four in float32, of the weights one
+        l1 += vectors / WARP * taps * (bytes_of_value + 1)
         # rows above and below come from L2 as well
         l2 += 2 * map_tiles * bytes_of_tile / L2_BYTES_PER_CLOCK
         waits *= 2
