@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from gpu_carried import ROOT, pack, unpack, unpack_beside
+from gpu_carried import ROOT, pack, use
 from gpu_report import markdown
 from gpu_steps import MODELS, compare, print_error, prove, tune
 
@@ -34,7 +34,7 @@ BATCHES = (1, 8, 32, 128)
 PRECISIONS = ("float32", "tf32", "float16")
 NEEDED = (
     *("tvm_mobilenet", "tvm", "tvm_ffi", "torch", "numpy", "onnx", "onnxscript", "onnx_ir"),
-    *("safetensors", "cuda.bindings", "cuda.pathfinder"),
+    *("cuda.bindings", "cuda.pathfinder"),
 )
 Step = Callable[[], dict[str, Any]]
 
@@ -165,9 +165,7 @@ def _is_there(package: str) -> bool:
 
 def _prepare(args: argparse.Namespace) -> None:
     """Make the packages importable: what was carried, else the repository."""
-    if args.carried:
-        unpack(args.carried)
-    elif not unpack_beside():
+    if not use(args.carried):
         sys.path.insert(0, str(ROOT))
 
 
