@@ -74,7 +74,19 @@ class Resources:
 
 
 def resources(model: str, target_name: str, batch: int, precision: str = "float32") -> Resources:
-    """Compile one of `MODELS` for a target and read what ptxas said.
+    """Compile one of `MODELS` for a target and read what ptxas said; raises as `compiled_code`."""
+    code = compiled_code(model, target_name, batch, precision)
+    gpu = targets.load(target_name).gpu
+    assert gpu is not None
+    with tempfile.TemporaryDirectory() as folder:
+        code.write(Path(folder) / DIRECTORY)
+        document = cuda.read_kernels(Path(folder))
+    kernels = kernels_of(document, gpu.arch, gpu)
+    return Resources(model, target_name, batch, precision, tuple(kernels))
+
+
+def compiled_code(model: str, target_name: str, batch: int, precision: str) -> cuda.GpuCode:
+    """One of `MODELS` for a target, as `build` would have it, with the target's own machine code.
 
     Raises as `targets.at_precision` for a precision that the GPU has not.
     """
@@ -82,12 +94,7 @@ def resources(model: str, target_name: str, batch: int, precision: str = "float3
     assert target.gpu is not None
     with cuda.source_only(target):
         compiled = compile_model(_imported(model, batch), target)
-    code = cuda.assemble(compiled, (target.gpu.arch,), progress=lambda text: None)
-    with tempfile.TemporaryDirectory() as folder:
-        code.write(Path(folder) / DIRECTORY)
-        document = cuda.read_kernels(Path(folder))
-    kernels = kernels_of(document, target.gpu.arch, target.gpu)
-    return Resources(model, target_name, batch, precision, tuple(kernels))
+    return cuda.assemble(compiled, (target.gpu.arch,), progress=lambda text: None)
 
 
 @cache
