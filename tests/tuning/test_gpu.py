@@ -255,4 +255,4 @@ def test_without_xgboost_the_predicted_clocks_stand(monkeypatch: pytest.MonkeyPa
 def test_times_of_another_gpu_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda, "compute_capability", lambda: 80)
     with pytest.raises(InputError, match="it is sm_90, this GPU is sm_80"):
-        gpu.check_architecture(TARGET)
+        gpu.local_measurer(TARGET)

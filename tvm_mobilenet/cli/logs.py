@@ -7,7 +7,7 @@ import json
 import sys
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from tvm_mobilenet.cli.common import (
     add_json,
@@ -19,7 +19,11 @@ from tvm_mobilenet.cli.common import (
 from tvm_mobilenet.errors import ParityError, UsageError
 
 if TYPE_CHECKING:
+    from tvm_mobilenet.targets import TargetSpec
+    from tvm_mobilenet.tuning.device import Checker
+    from tvm_mobilenet.tuning.gpu_measure import GpuMeasurer
     from tvm_mobilenet.tuning.maintain import Checked
+    from tvm_mobilenet.tuning.measure import Measurer
     from tvm_mobilenet.tuning.records import Record
 
 HELP = (
@@ -162,28 +166,27 @@ def _merge(args: argparse.Namespace) -> int:
 def _check(args: argparse.Namespace) -> int:
     import dataclasses
 
-    from tvm_mobilenet.profiling import machine
+    from tvm_mobilenet import targets
     from tvm_mobilenet.tuning import maintain
-    from tvm_mobilenet.tuning.device import Local
     from tvm_mobilenet.tuning.records import directory_of
-    from tvm_mobilenet.tuning.tune import local_measurer, local_target
 
-    target, cpus = local_target(args.target, args.threads)
-    path = maintain.directory(_logs(args), directory_of(target))
-    with closing(local_measurer(target, cpus)) as measurer:
+    target = targets.load(args.target)
+    here = _on_cpu(args) if target.gpu is None else _on_gpu(args, target)
+    path = maintain.directory(_logs(args), directory_of(here.target))
+    with closing(here.measurer) as measurer:
         results = maintain.check(
             path,
-            target,
+            here.target,
             measurer,
-            Local(cpus),
-            threads=len(cpus),
+            here.checker,
+            threads=here.target.cores,
             sample=args.sample,
             seed=args.seed,
             info=args.console.info,
         )
     if args.json:
         rows = [{f.name: getattr(r, f.name) for f in dataclasses.fields(r)} for r in results]
-        emit_json("logs-check", {"directory": path, "cpu": machine.cpu_name(), "records": rows})
+        emit_json("logs-check", {"directory": path, **here.name, "records": rows})
     else:
         print_table(
             ("OPERATOR", "KERNEL", "NUMBERS", "GAIN NOW, ALONE", "GAIN RECORDED"),
@@ -192,6 +195,36 @@ def _check(args: argparse.Namespace) -> int:
     if wrong := [result for result in results if result.fault is not None]:
         raise ParityError(f"{len(wrong)} of {len(results)} records are wrong: {wrong[0].fault}")
     return 0
+
+
+class _Here(NamedTuple):
+    """What measures and checks records on this machine; its name, as `--json` tells it."""
+
+    target: TargetSpec
+    measurer: Measurer | GpuMeasurer
+    checker: Checker
+    name: dict[str, str]
+
+
+def _on_cpu(args: argparse.Namespace) -> _Here:
+    from tvm_mobilenet.profiling import machine
+    from tvm_mobilenet.tuning.device import Local
+    from tvm_mobilenet.tuning.tune import local_measurer, local_target
+
+    target, cpus = local_target(args.target, args.threads)
+    name = {"cpu": machine.cpu_name()}
+    return _Here(target, local_measurer(target, cpus), Local(cpus), name)
+
+
+def _on_gpu(args: argparse.Namespace, target: TargetSpec) -> _Here:
+    from tvm_mobilenet.profiling import gpu_network
+    from tvm_mobilenet.tuning.gpu import local_measurer
+
+    if args.threads:
+        raise UsageError(f"--threads goes with a CPU; {target.name} is a GPU")
+    gpu_network.check_device(target)
+    measurer = local_measurer(target)
+    return _Here(target, measurer, measurer, {"gpu": gpu_network.device_name()})
 
 
 def _checked(result: Checked) -> tuple[object, ...]:

@@ -54,15 +54,14 @@ def faults(jobs: Sequence[Job], device: Checker) -> list[str | None]:
 
     A kernel that crashes or hangs here is wrong, too, and costs nobody else.
     """
-    return [
-        _verdict(found, TOLERANCE if job.target.precision == "float32" else ROUNDED_TOLERANCE)
-        for job, found in zip(jobs, device.errors(jobs), strict=True)
-    ]
+    return [_verdict(job, found) for job, found in zip(jobs, device.errors(jobs), strict=True)]
 
 
-def _verdict(found: float | str, tolerance: float) -> str | None:
+def _verdict(job: Job, found: float | str) -> str | None:
     if isinstance(found, str):
         return f"checking its numbers failed: {found}"
+    exact = from_json(job.operator).precision == "float32"
+    tolerance = TOLERANCE if exact else ROUNDED_TOLERANCE
     if found <= tolerance:  # NaN is not
         return None
     return f"its numbers differ from the plain function's by {found:.1e} of the largest value"

@@ -64,16 +64,12 @@ def tune(
     Raises InputError for a target that is not this GPU's, or when the GPU stops working;
     NothingMeasuredError when nothing could be measured; ParityError as `gpu_network.prove`.
     """
-    from tvm_mobilenet.targets.native import count_cores
-
-    check_architecture(target)
     if trials is None and seconds is None:
         seconds = DEFAULT_SECONDS
     place = Place(target, setting_of(target, target.cores, device_name()), logs)
     make_directory(place.directory)
-    workers = count_cores()
     info("starting the builder")
-    measurer: Any = GpuMeasurer(target, workers)
+    measurer: Any = local_measurer(target)
     with (
         closing(measurer),
         GpuFinalists(imported, target, measurer, info, warn) as finalists,
@@ -84,7 +80,7 @@ def tune(
             place,
             measurer,
             seed=seed,
-            batch=max(BATCH, 2 * workers),
+            batch=max(BATCH, 2 * measurer.workers),
             info=info,
             warn=warn,
             progress=progress,
@@ -93,14 +89,19 @@ def tune(
         return run(session, finalists, in_all, seconds, info)
 
 
-def check_architecture(target: TargetSpec) -> None:
-    """InputError when this machine's GPU is another one: its times say nothing of the target's."""
+def local_measurer(target: TargetSpec) -> GpuMeasurer:
+    """Builds on every core of this machine, measures on its GPU.
+
+    Raises InputError when that is another one than the target's, of which its times say nothing.
+    """
     from tvm_mobilenet.runtime.cuda import compute_capability
+    from tvm_mobilenet.targets.native import count_cores
 
     assert target.gpu is not None
     here = compute_capability()
     if here != target.gpu.capability:
         raise InputError(
-            f"{target.name}: cannot be tuned here: it is sm_{target.gpu.capability}, this GPU is "
-            f"sm_{here}"
+            f"{target.name}: cannot be measured here: it is sm_{target.gpu.capability}, this GPU "
+            f"is sm_{here}"
         )
+    return GpuMeasurer(target, count_cores())

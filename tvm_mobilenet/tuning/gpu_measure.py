@@ -66,7 +66,7 @@ class GpuMeasurer:
     """Measures kernels on the first GPU; keeps worker processes until `close`."""
 
     def __init__(self, target: TargetSpec, workers: int) -> None:
-        self._target, self._tvm_target = target, target.tvm_target()
+        self._target, self._tvm_target, self.workers = target, target.tvm_target(), workers
         self.builder = LibraryBuilder(
             workers, compile_module=partial(compile_repeated, target, MOST_RUNS)
         )

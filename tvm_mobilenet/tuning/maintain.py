@@ -15,7 +15,8 @@ from tvm_mobilenet.tuning.store import MEASURED, MeasuredLog
 
 if TYPE_CHECKING:
     from tvm_mobilenet.targets import TargetSpec
-    from tvm_mobilenet.tuning.device import Device
+    from tvm_mobilenet.tuning.device import Checker
+    from tvm_mobilenet.tuning.gpu_measure import GpuMeasurer
     from tvm_mobilenet.tuning.measure import Measurer
 
 
@@ -152,8 +153,8 @@ def prune(path: Path, target: TargetSpec) -> tuple[int, int]:
 def check(
     path: Path,
     target: TargetSpec,
-    measurer: Measurer,
-    device: Device,
+    measurer: Measurer | GpuMeasurer,
+    device: Checker,
     *,
     threads: int,
     sample: int,
