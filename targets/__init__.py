@@ -52,6 +52,8 @@ class GpuSpec:
     fp32_fma: int  # float32 multiply-adds
     tf32_fma: int  # the same by tensor cores on tf32 inputs
     f16_fma: int  # the same by tensor cores on float16 inputs
+    # each kernel starts while the one before it ends, and waits for it (sm_90 on): see docs/cuda.md
+    programmatic_launch: bool = False
 
     STATIC_SHARED_KIB = 48  # of a block without opting in, on every architecture
 
@@ -159,11 +161,13 @@ class TargetSpec:
         lines = [f"{key} = {_toml(getattr(self, key))}\n" for key in told]
         if self.gpu is not None:
             lines.append(f"\n[{_GPU}]\n")
-            lines += [f"{key} = {_toml(getattr(self.gpu, key))}\n" for key in _GPU_KEYS]
+            told = [k for k in _GPU_KEYS if defaults or getattr(self.gpu, k) != _DEFAULTS.get(k)]
+            lines += [f"{key} = {_toml(getattr(self.gpu, key))}\n" for key in told]
         return "".join(lines)
 
 
 _GPU = "gpu"  # the only table of a device's file
+PROGRAMMATIC = 90  # the least compute capability, times ten, of programmatic launches
 _KEYS = {
     f.name: f.type
     for f in dataclasses.fields(TargetSpec)
@@ -172,7 +176,7 @@ _KEYS = {
 _GPU_KEYS = {f.name: f.type for f in dataclasses.fields(GpuSpec)}
 _DEFAULTS = {
     f.name: f.default
-    for f in dataclasses.fields(TargetSpec)
+    for f in (*dataclasses.fields(TargetSpec), *dataclasses.fields(GpuSpec))
     if f.default is not dataclasses.MISSING
 }
 _WANTED = {
@@ -291,10 +295,12 @@ def _check_gpu(file: TomlFile, gpu: GpuSpec) -> None:
     """Refuse values that no GPU has."""
     if not re.fullmatch(ARCH, gpu.arch):
         raise file.error("arch", f"must be like sm_90, not '{gpu.arch}'", _GPU)
-    for key in _GPU_KEYS.keys() - {"arch"}:
+    for key in (key for key, kind in _GPU_KEYS.items() if kind == "int"):
         least = 0 if key in ("tf32_fma", "f16_fma") else 1
         if getattr(gpu, key) < least:
             raise file.error(key, f"must be at least {least}", _GPU)
+    if gpu.programmatic_launch and gpu.capability < PROGRAMMATIC:
+        raise file.error("programmatic_launch", f"needs sm_{PROGRAMMATIC}", _GPU)
     if gpu.shared_kib_per_block > gpu.shared_kib_per_sm:
         raise file.error("shared_kib_per_block", "must be at most shared_kib_per_sm", _GPU)
     if gpu.threads_per_block > gpu.threads_per_sm:

@@ -6,10 +6,14 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { CAPACITY = 4096, MAJOR = 75, MINOR = 76 };
+enum { CAPACITY = 4096, MAJOR = 75, MINOR = 76, PROGRAMMATIC = 6 };
+typedef struct {
+  int id, padding, value[16];
+} Attribute;  // as CUlaunchAttribute
 typedef struct {
   unsigned grid[3], block[3], shared;  // as CUlaunchConfig begins
-  void *stream, *attributes;
+  void* stream;
+  Attribute* attributes;
   unsigned attribute_count;
 } Config;
 
@@ -40,8 +44,12 @@ int cuModuleGetFunction(void** function, void* module, const char* name) {
 }
 int cuLaunchKernelEx(const Config* c, void* function, void** arguments, void** extra) {
   captured += capturing;
-  note("%s %s %u %u %u %u %u %u %u", capturing ? "record" : "launch", (char*)function, c->grid[0],
-       c->grid[1], c->grid[2], c->block[0], c->block[1], c->block[2], c->shared);
+  int early = 0;
+  for (unsigned i = 0; i < c->attribute_count; ++i)
+    early |= c->attributes[i].id == PROGRAMMATIC && c->attributes[i].value[0] == 1;
+  note("%s %s %u %u %u %u %u %u %u%s", capturing ? "record" : "launch", (char*)function,
+       c->grid[0], c->grid[1], c->grid[2], c->block[0], c->block[1], c->block[2], c->shared,
+       early ? " early" : "");
   return 0;
 }
 int cuFuncSetAttribute(void* function, int attribute, int value) { return 0; }

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import shutil
@@ -30,6 +31,8 @@ from tvm_mobilenet.runtime import cuda as runtime_cuda
 from tvm_mobilenet.runtime import manifest, nvrtc
 from tvm_mobilenet.runtime.ptxas import Resources, compile_without_spills, parse_log
 
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+MEMORY = {"LDG", "STG", "LD", "ST", "ATOM", "ATOMG", "RED", "LDGSTS"}  # of the GPU's, not shared
 FAKE = Path(__file__).with_name("fake_driver.c")
 RUN_THRICE = """
 import sys
@@ -111,6 +114,31 @@ def test_it_runs_up_to_the_driver_on_the_runtime_library_alone(gpu_bundle, on_fa
     assert recorded and launched[len(expected) :] == 2 * rest
     assert [line for line in log if line[0] == "graph"] == 2 * [["graph", str(len(recorded))]]
     assert [line for line in log if line[0] == "image"] == [["image", "cubin"]]
+
+
+def test_programmatic_launches_wait_before_they_read(
+    model_path: Path, on_fake_gpu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever a kernel reads or writes, it has waited for the kernels before it."""
+    device = tmp_path / "early.toml"
+    device.write_text(
+        f"{targets.load('cuda-sm90').to_toml(defaults=False)}programmatic_launch = true"
+    )
+    with pytest.raises(InputError, match=r"--arch sm_80: .*programmatic_launch, which needs sm_90"):
+        deploy.build(model_path, target=str(device), arch=("sm_80",), output=tmp_path / "old")
+    output = tmp_path / "early"
+    deploy.build(model_path, target=str(device), output=output)
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    cubin = (output / "cuda" / "sm_90.cubin").read_bytes()
+    kernels = importlib.import_module("cuda_instructions").disassemble(cubin)
+    for code in kernels.values():
+        memory = [i for i, name in enumerate(code.instructions) if name in MEMORY]
+        assert memory and code.instructions.index("ACQBULK") < memory[0]  # griddepcontrol.wait
+    log = on_fake_gpu(output, 90)
+    launches = [line for line in log if line.startswith(("launch", "record"))]
+    assert len(launches) >= len(kernels) and all(line.endswith(" early") for line in launches)
+    (error,) = on_fake_gpu(output, 80)
+    assert "programmatic launches need sm_90" in error.splitlines()[-1]
 
 
 @pytest.mark.parametrize(("capability", "image"), [(80, "cubin"), (120, "ptx"), (75, "cubin")])

@@ -15,7 +15,7 @@ from tvm import relax, tirx
 from tvm_mobilenet.schedules.base import Records, Scheduled, activation_lanes
 from tvm_mobilenet.targets import TargetSpec
 
-from . import launch_bounds
+from . import cuda_kernels
 from .batch_sizes import add_entry, entry_name
 from .counted_entry import add_counted_entry
 from .join_operators import join_operators
@@ -147,7 +147,7 @@ def compile_model(
             mod,
             target=machine,
             relax_pipeline=None,
-            tir_pipeline="default" if built_for.gpu is None else launch_bounds.PIPELINE,
+            tir_pipeline="default" if built_for.gpu is None else cuda_kernels.PIPELINE,
             exec_mode="compiled",
         )
     operators = own.operators(imported)

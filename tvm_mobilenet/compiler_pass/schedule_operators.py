@@ -14,6 +14,8 @@ from tvm_mobilenet.schedules.emit import SPEC_ATTR
 from tvm_mobilenet.schedules.spec import SeparableSpec, Spec, from_json, to_json
 from tvm_mobilenet.targets import TargetSpec
 
+from .cuda_kernels import PROGRAMMATIC
+
 
 def spec_of(function: Any) -> Spec | None:
     """The specification that a function carries, or None if it is not one of ours."""
@@ -54,7 +56,11 @@ def schedule_operators(
             others[var] = function
         else:
             vectors = packing.get(_at_batch_1(spec)) if packing else None
-            scheduled[var.name_hint] = (spec, schedule(spec, target, records, vectors))
+            result = schedule(spec, target, records, vectors)
+            if target.gpu is not None and target.gpu.programmatic_launch:
+                function = result.function.with_attr(PROGRAMMATIC, True)
+                result = dataclasses.replace(result, function=function)
+            scheduled[var.name_hint] = (spec, result)
     # packed weights change signatures, hence types: the functions get new global variables
     return _CallScheduled(tvm.IRModule(others, attrs=mod.attrs), scheduled).run(), scheduled
 

@@ -80,7 +80,8 @@ def check_options(
     """The architectures to compile for, the target's own if none is asked for; before any work.
 
     Raises UsageError for options that do not go with the target, InputError for an architecture
-    that NVRTC does not know or a precision that the GPU lacks, MissingToolError without NVRTC.
+    that NVRTC does not know or that has no programmatic launches where the target wants them, or a
+    precision that the GPU lacks, MissingToolError without NVRTC.
     """
     targets.at_precision(target, precision)
     if target.gpu is None:
@@ -93,6 +94,11 @@ def check_options(
         if arch.rstrip("af") not in known:
             tool = f"NVRTC {nvrtc.version()}"
             raise InputError(f"{tool} does not compile for '{arch}'; it knows {', '.join(known)}")
+        if target.gpu.programmatic_launch and _number(arch) < targets.PROGRAMMATIC:
+            raise InputError(
+                f"--arch {arch}: {target.source} says programmatic_launch, which needs "
+                f"sm_{targets.PROGRAMMATIC}; build for {arch} without it"
+            )
     return wanted
 
 

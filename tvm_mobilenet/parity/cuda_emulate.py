@@ -303,7 +303,7 @@ def _ptx_call(match: re.Match[str]) -> str:
 
     The arguments are in the instruction's order, which `%0`, `%1`... tell.
     """
-    text = "".join(re.findall(r"\"([^\"]*)\"", match["text"])).strip()
+    text = "".join(re.findall(r"\"([^\"]*)\"", match["text"])).strip(" ;")
     name, _, places = text.partition(" ")
     expressions = _OPERAND.findall(match["operands"])
     arguments = [expressions[int(number)] for number in re.findall(r"%(\d+)", places)]

@@ -231,7 +231,7 @@ def compile_repeated(
     """
     from tvm import relax
 
-    from tvm_mobilenet.compiler_pass.launch_bounds import PIPELINE
+    from tvm_mobilenet.compiler_pass.cuda_kernels import PIPELINE
     from tvm_mobilenet.compiler_pass.pipeline import pass_config
     from tvm_mobilenet.deploy.cuda import source_only
     from tvm_mobilenet.parity.cuda_launches import cuda_source

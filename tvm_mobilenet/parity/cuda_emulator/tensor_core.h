@@ -224,3 +224,6 @@ inline void PTX_mma_sync_aligned_m16n8k8_row_col_f32_tf32_tf32_f32(
 inline void PTX_cvt_rna_tf32_f32(uint32_t& d, float a) {
   d = __float_as_uint(nvcuda::wmma::__float_to_tf32(a));
 }
+// The emulator runs one kernel after the other, so that there is none to wait for.
+inline void PTX_griddepcontrol_launch_dependents() {}
+inline void PTX_griddepcontrol_wait() {}
