@@ -19,12 +19,13 @@ import argparse
 import importlib.util
 import json
 import sys
+import tempfile
 from functools import partial
 from pathlib import Path
 
 from gpu_carried import ROOT, pack, use
 from gpu_results import Results, in_processes, now
-from gpu_steps import MODELS, print_error, steps
+from gpu_steps import MODELS, precisions_of, print_error, steps
 
 BATCHES = (1, 8, 32, 128)
 PRECISIONS = ("float32", "tf32", "float16")
@@ -133,27 +134,33 @@ def versions() -> str:
 
 
 def check(args: argparse.Namespace) -> int:
-    """What is missing here, and one network through everything that a GPU is not needed for."""
+    """What is missing here, and a network through all that needs no GPU, at every precision."""
     _prepare(args)
     if code := _say(missing_here(need_gpu=False)):
         return code
     from tvm_mobilenet import frontend, targets
     from tvm_mobilenet.compiler_pass.pipeline import compile_model
     from tvm_mobilenet.deploy import cuda
+    from tvm_mobilenet.deploy.library import export_library
     from tvm_mobilenet.runtime import cuda as runtime_cuda
 
     target = targets.load(args.target or "cuda-sm90")
     name, options = MODELS["V1 0.25/128"]
     imported = frontend.load_model(name, **options)
-    with cuda.source_only(target):
-        compiled = compile_model(imported, target)
-    code = cuda.assemble(compiled, (target.gpu.arch,), progress=print_error)
+    launches = {}
+    for precision in precisions_of(args, target):
+        at = targets.at_precision(target, precision)
+        with cuda.source_only(at), tempfile.TemporaryDirectory() as folder:
+            compiled = compile_model(imported, at)
+            export_library(compiled, Path(folder) / "model.so")
+        code = cuda.assemble(compiled, (target.gpu.arch,), progress=print_error)
+        launches[precision] = len(code.launches)
     document = {
         "schema_version": 1,
         "kind": "gpu-check",
         "missing": [],
         "why_no_gpu": runtime_cuda.why_not_here(),
-        "launches": len(code.launches),
+        "launches": launches,
         "steps": [name for name, _ in steps(args, target, args.output)],
     }
     json.dump(document, sys.stdout, indent=1)

@@ -27,7 +27,7 @@ def steps(args: argparse.Namespace, target: Any, logs: Path) -> Iterator[tuple[s
     `time` leaves out torch.compile, which takes minutes; `compare` does not. `compare tuned` is
     `compare` with what was found by `tune`.
     """
-    precisions = [p for p in args.precisions if p == "float32" or target.gpu.peak_gflops(p)]
+    precisions = precisions_of(args, target)
     first, *others = args.models
     for precision in precisions:
         for model in args.models:
@@ -50,6 +50,11 @@ def steps(args: argparse.Namespace, target: Any, logs: Path) -> Iterator[tuple[s
             cell = (model, 1, precision)
             yield f"tune {_name(cell)}", _do(tune, *cell, target, args, logs)
             yield f"compare tuned {_name(cell)}", _do(compare_tuned, *cell, target, logs)
+
+
+def precisions_of(args: argparse.Namespace, target: Any) -> list[str]:
+    """Those asked for that the GPU has."""
+    return [p for p in args.precisions if p == "float32" or target.gpu.peak_gflops(p)]
 
 
 def _name(cell: tuple[str, int, str]) -> str:

@@ -349,5 +349,6 @@ def test_dry_run_without_a_gpu() -> None:
     command = [sys.executable, str(SCRIPT), "check", "--models", "V1 0.25/128", "--batches", "1,8"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     document = json.loads(done.stdout)
-    assert document["missing"] == [] and document["launches"] >= 10
-    assert len(document["steps"]) == 3 + 2 * 3 + 3
+    assert document["missing"] == [] and min(document["launches"].values()) >= 10
+    assert list(document["launches"]) == ["float32", "tf32", "float16"]
+    assert len(document["steps"]) == 3 + 5 * 3 + 3
