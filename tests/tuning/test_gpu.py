@@ -5,7 +5,9 @@ The whole of it on emulated kernels is in `tests/profiling/test_gpu.py`.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -46,6 +48,18 @@ def test_all_launches_but_one_are_in_a_cuda_graph() -> None:
         module = gpu_measure.repeated(kernel(TASK.baseline), 7, TARGET.tvm_target())
     calls = {str(v.name_hint): f.script().count(" kernel(") for v, f in module.functions.items()}
     assert (calls["main_cuda_graph_capture"], calls["main"]) == (6, 1)
+
+
+def test_a_candidate_is_built_and_launched_as_in_the_network(tmp_path: Path) -> None:
+    """Machine code lies beside the library; launches are programmatic where the target asks."""
+    module, path = tvm.IRModule({"kernel": kernel(TASK.baseline)}), tmp_path / "1.so"
+    assert TARGET.gpu is not None and not TARGET.gpu.programmatic_launch
+    gpu_spec = dataclasses.replace(TARGET.gpu, programmatic_launch=True)
+    target = dataclasses.replace(TARGET, gpu=gpu_spec)
+    work = module, target.tvm_target(), str(path), None
+    assert gpu_measure.compile_repeated(target, 3, work) == str(path)
+    code = tmp_path / f"1{gpu_measure.CODE}" / "sm_90.cubin"
+    assert code.read_bytes().startswith(b"\x7fELF") and b"griddepcontrol" in path.read_bytes()
 
 
 class Measured:

@@ -231,7 +231,7 @@ def compile_repeated(
     """
     from tvm import relax
 
-    from tvm_mobilenet.compiler_pass.cuda_kernels import PIPELINE
+    from tvm_mobilenet.compiler_pass.cuda_kernels import PIPELINE, PROGRAMMATIC
     from tvm_mobilenet.compiler_pass.pipeline import pass_config
     from tvm_mobilenet.deploy.cuda import source_only
     from tvm_mobilenet.parity.cuda_launches import cuda_source
@@ -240,6 +240,8 @@ def compile_repeated(
     assert target.gpu is not None
     module, tvm_target, path, _ = work
     kernel = module["kernel"]
+    if target.gpu.programmatic_launch:
+        kernel = kernel.with_attr(PROGRAMMATIC, True)
     context = tvm.transform.PassContext(config=pass_config(target, cuda_graph=True))
     with tvm_target, source_only(target), context:
         executable = relax.build(
