@@ -14,7 +14,15 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
-from .spec import DenseSpec, ExciteSpec, PoolSpec, Spec, SqueezeSpec
+from .spec import (
+    ConvSpec,
+    DenseSpec,
+    DepthwiseSqueezeSpec,
+    ExciteSpec,
+    PoolSpec,
+    Spec,
+    SqueezeSpec,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,7 +37,7 @@ class Rule(Protocol):
     """How one kind of operator runs on one kind of hardware.
 
     Three methods more are optional: ``pays(spec, target)``, of rules for joint operators, says
-    whether joining is worth it (see `joins`); ``gate(pool, first, second, target)`` see `gate`;
+    whether joining is worth it (see `joins`); ``gate``, see the function of that name;
     ``predicted(spec, knobs, target)`` gives the cycles by which tuning orders candidates until it
     has measured some.
     """
@@ -121,12 +129,19 @@ def joins(spec: Spec, target: TargetSpec) -> bool:
 
 
 def gate(
-    pool: PoolSpec, first: DenseSpec, second: DenseSpec, target: TargetSpec
-) -> tuple[SqueezeSpec, ExciteSpec] | None:
-    """Pooling and two dense layers after it as two operators, where a rule has it so."""
+    depthwise: ConvSpec | None,
+    pool: PoolSpec,
+    first: DenseSpec,
+    second: DenseSpec,
+    target: TargetSpec,
+) -> tuple[SqueezeSpec | DepthwiseSqueezeSpec, ExciteSpec] | None:
+    """Pooling and two dense layers after it as two operators, where a rule has it so.
+
+    ``depthwise``: the convolution whose result is pooled, which may be part of the first.
+    """
     for rule in rules_for(target):
         if hasattr(rule, "gate"):
-            return rule.gate(pool, first, second, target)
+            return rule.gate(depthwise, pool, first, second, target)
     return None
 
 

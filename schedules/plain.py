@@ -16,6 +16,7 @@ from .emit import SPEC_ATTR, Expr, activate, constant, prim_func
 from .spec import (
     ConvSpec,
     DenseSpec,
+    DepthwiseSqueezeSpec,
     ElementwiseSpec,
     ExciteSpec,
     LayoutSpec,
@@ -181,25 +182,48 @@ def _scale(spec: ScaleSpec):  # type: ignore[no-untyped-def]
 
 
 def _squeeze(spec: SqueezeSpec):  # type: ignore[no-untyped-def]
-    (x, mean), pool = _pool(spec.pool)
-    hidden, channels = spec.dense.out_features, spec.pool.channels
-    weight = ("weight", (hidden, channels), storage(spec.precision))
-    y = ("y", (spec.batch, spec.parts * hidden), "float32")
+    pool, hidden = spec.pool, spec.dense.out_features
+    pixels, dtype = pool.height * pool.width, storage(spec.precision)
+    shapes: Shapes = [
+        ("x", (pool.batch, pool.channels * pixels), storage(pool.precision)),
+        ("weight", (hidden, pool.channels), dtype),
+        ("y", (spec.batch, spec.parts * hidden), "float32"),
+    ]
 
     def body(x, weight, y):  # type: ignore[no-untyped-def]
-        means = T.alloc_buffer(mean[1], "float32")
-        pool(x, means)
+        sums = T.alloc_buffer((pool.channels,), "float32")
         total = T.alloc_buffer((1,), "float32", scope="local")
-        with T.grid(spec.batch, spec.parts, hidden) as (n, part, o):
-            T.buffer_store(total, constant(0.0), [0])
-            with T.serial(0, spec.group) as i:
-                c = part * spec.group + i
-                with T.If(c < channels), T.Then():
-                    product = _load(means, n, c) * _load(weight, o, c)
-                    T.buffer_store(total, total[0] + product, [0])
-            T.buffer_store(y, total[0], [n, part * hidden + o])
+        with T.grid(pool.batch, spec.chunks) as (n, chunk):
+            with T.serial(0, pool.channels) as c:
+                T.buffer_store(sums, constant(0.0), [c])
+                with T.serial(0, spec.chunk_pixels) as i:
+                    p = chunk * spec.chunk_pixels + i
+                    with T.If(p < pixels), T.Then():
+                        at = blocked_index(c, p, pool.channels, pixels, pool.lanes)
+                        T.buffer_store(sums, sums[c] + _load(x, n, at), [c])
+            with T.grid(spec.parts // spec.chunks, hidden) as (group, o):
+                T.buffer_store(total, constant(0.0), [0])
+                with T.serial(0, spec.group) as i:
+                    c = group * spec.group + i
+                    with T.If(c < pool.channels), T.Then():
+                        mean = sums[c] / constant(float(pixels))
+                        T.buffer_store(total, total[0] + mean * _load(weight, o, c), [0])
+                T.buffer_store(y, total[0], [n, (group * spec.chunks + chunk) * hidden + o])
 
-    return [x, weight, y], body
+    return shapes, body
+
+
+def _depthwise_squeeze(spec: DepthwiseSqueezeSpec):  # type: ignore[no-untyped-def]
+    (x, weight, bias, y), depthwise = _conv(spec.depthwise)
+    (_, *others), squeeze = _squeeze(spec.squeeze)
+    named = [(f"depthwise_{name}", *rest) for name, *rest in (weight, bias)]
+    others[-1] = ("sums", *others[-1][1:])
+
+    def body(x, weight, bias, squeezed, sums, y):  # type: ignore[no-untyped-def]
+        depthwise(x, weight, bias, y)
+        squeeze(y, squeezed, sums)
+
+    return [x, *named, *others, y], body
 
 
 def _excite(spec: ExciteSpec):  # type: ignore[no-untyped-def]
@@ -262,6 +286,7 @@ _WRITERS: dict[type, Callable[[Any], tuple[Shapes, Callable[..., None]]]] = {
     ScaleSpec: _scale,
     ScaledSpec: _scaled,
     SqueezeSpec: _squeeze,
+    DepthwiseSqueezeSpec: _depthwise_squeeze,
     ExciteSpec: _excite,
     ElementwiseSpec: _elementwise,
     LayoutSpec: _layout,

@@ -335,21 +335,28 @@ class ScaledSpec:
 class SqueezeSpec:
     """Global average pooling and its share in a dense layer (the start of squeeze-excite).
 
-    Of every ``group`` channels the means times their weights: sums that `ExciteSpec` adds up.
-    Buffers: the pooling's map, the dense layer's weight, output ``(N, parts * O)`` in float32,
-    ``parts`` of them behind each other.
+    Of every ``group`` channels, and each of ``chunks`` equal pieces of the map, the means times
+    their weights: sums that `ExciteSpec` adds up. Buffers: the pooling's map, the dense layer's
+    weight, output ``(N, parts * O)`` in float32, ``parts`` of them behind each other, those of one
+    group in a row.
     """
 
     pool: PoolSpec
     dense: DenseSpec  # its bias and activation come later
     group: int
+    chunks: int = 1
 
     kind: ClassVar[str] = "squeeze"
     weight_arguments: ClassVar[tuple[int, ...]] = (1,)
 
     @property
     def parts(self) -> int:
-        return -(-self.pool.channels // self.group)
+        return self.chunks * -(-self.pool.channels // self.group)
+
+    @property
+    def chunk_pixels(self) -> int:
+        """Of every piece of the map but the last, which may be smaller."""
+        return -(-self.pool.height * self.pool.width // self.chunks)
 
     @property
     def batch(self) -> int:
@@ -376,6 +383,48 @@ class SqueezeSpec:
 
     def __str__(self) -> str:
         return f"{self.pool}->{self.dense.out_features} in {self.parts}"
+
+
+@dataclass(frozen=True)
+class DepthwiseSqueezeSpec:
+    """A depthwise convolution and, of its result, what a `SqueezeSpec` gives.
+
+    Buffers: the convolution's input, weight and bias, the dense layer's weight; two outputs, the
+    sums and the convolution's result.
+    """
+
+    depthwise: ConvSpec
+    squeeze: SqueezeSpec
+
+    kind: ClassVar[str] = "depthwise-squeeze"
+    weight_arguments: ClassVar[tuple[int, ...]] = (1, 3)
+    outputs: ClassVar[int] = 2
+
+    @property
+    def batch(self) -> int:
+        return self.depthwise.batch
+
+    @property
+    def lanes(self) -> int:
+        return self.depthwise.lanes
+
+    @property
+    def precision(self) -> Precision:
+        return self.depthwise.precision
+
+    @property
+    def mult_adds(self) -> int:
+        return self.depthwise.mult_adds + self.squeeze.mult_adds
+
+    @property
+    def min_bytes(self) -> int:
+        """Bytes moved if every tensor were read or written exactly once."""
+        pool = self.squeeze.pool
+        pooled = stored_bytes(pool.precision) * pool.channels * pool.height * pool.width
+        return self.depthwise.min_bytes + self.squeeze.min_bytes - self.batch * pooled
+
+    def __str__(self) -> str:
+        return f"{self.depthwise} ->{str(self.squeeze).partition('->')[2]}"
 
 
 @dataclass(frozen=True)
@@ -479,7 +528,8 @@ class LayoutSpec:
         return f"{self.direction} {self.batch}x{self.channels}x{self.height}x{self.width}"
 
 
-Joint: TypeAlias = SeparableSpec | ScaledSpec | SqueezeSpec | ExciteSpec  # made of others
+# made of others
+Joint: TypeAlias = SeparableSpec | ScaledSpec | SqueezeSpec | DepthwiseSqueezeSpec | ExciteSpec
 Spec: TypeAlias = ConvSpec | DenseSpec | PoolSpec | ScaleSpec | ElementwiseSpec | LayoutSpec | Joint
 _CLASSES: Mapping[str, type] = {
     cls.__name__: cls
@@ -491,6 +541,7 @@ _CLASSES: Mapping[str, type] = {
         ScaleSpec,
         ScaledSpec,
         SqueezeSpec,
+        DepthwiseSqueezeSpec,
         ExciteSpec,
         ElementwiseSpec,
         LayoutSpec,
@@ -506,11 +557,17 @@ def to_json(spec: Spec) -> str:
 def _fields(spec: Spec) -> dict[str, Any]:
     """All fields; float32 is not said, so that it keeps the text it had as the only precision."""
     fields = dataclasses.asdict(spec)
-    for part in (fields, *(value for value in fields.values() if isinstance(value, dict))):
-        if part.get("precision") == "float32":
-            del part["precision"]
-            part.pop("float32_output", None)
+    _drop_float32(fields)
     return fields
+
+
+def _drop_float32(fields: dict[str, Any]) -> None:
+    if fields.get("precision") == "float32":
+        del fields["precision"]
+        fields.pop("float32_output", None)
+    for value in fields.values():
+        if isinstance(value, dict):
+            _drop_float32(value)
 
 
 def from_json(text: str) -> Spec:
@@ -528,6 +585,7 @@ _PARTS: Mapping[str, type] = {  # fields that are dataclasses themselves
     "pointwise": ConvSpec,
     "scale": ScaleSpec,
     "pool": PoolSpec,
+    "squeeze": SqueezeSpec,
     **dict.fromkeys(("dense", "first", "second"), DenseSpec),
 }
 

@@ -169,6 +169,8 @@ def test_squeeze_excite_is_told_from_the_head() -> None:
     scaled = ["depthwise", *block[:-1], "scaled", "pool", "dense"]
     expected = ["depthwise", *["squeeze-excite"] * 3, "pointwise", "pool", "dense"]
     assert layer_kinds(scaled) == expected
+    gate = ["depthwise-squeeze", "excite", "scaled", "squeeze", "excite"]
+    assert layer_kinds(gate)[:3] == ["depthwise", "squeeze-excite", "pointwise"]
 
 
 def test_json_has_rows_and_raw_times(made_up: Profile) -> None:

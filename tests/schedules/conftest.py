@@ -16,6 +16,7 @@ from tvm_mobilenet.schedules.spec import (
     Activation,
     ConvSpec,
     DenseSpec,
+    DepthwiseSqueezeSpec,
     ElementwiseSpec,
     ExciteSpec,
     LayoutSpec,
@@ -69,6 +70,7 @@ class Case:
         self.spec = spec
         self._rng = np.random.default_rng(seed)
         self.weight: np.ndarray | None = None
+        self.beside: np.ndarray | None = None  # a result before the one that is expected
         kinds = {
             ConvSpec: self._conv,
             SeparableSpec: self._separable,
@@ -77,6 +79,7 @@ class Case:
             ScaleSpec: self._scale,
             ScaledSpec: self._scaled,
             SqueezeSpec: self._squeeze,
+            DepthwiseSqueezeSpec: self._depthwise_squeeze,
             ExciteSpec: self._excite,
             ElementwiseSpec: self._elementwise,
             LayoutSpec: self._layout,
@@ -137,13 +140,28 @@ class Case:
         (_, *rest), y = self._conv(spec.pointwise, from_blocked(between, spec.pointwise))
         return [*first, *rest], y
 
-    def _squeeze(self, spec: SqueezeSpec):
-        inputs, means = self._pool(spec.pool)
-        self.weight = self._random(spec.dense.out_features, spec.dense.in_features)
-        products = means[:, None] * self.weight.astype("float64")
-        groups = np.arange(0, spec.pool.channels, spec.group)
-        shares = np.add.reduceat(products, groups, axis=2)  # (N, outputs, parts)
-        return [*inputs, self.weight], shares.transpose(0, 2, 1).reshape(spec.batch, -1)
+    def _squeeze(self, spec: SqueezeSpec, x: np.ndarray | None = None):
+        pool, dense = spec.pool, spec.dense
+        if x is None:
+            x = self._random(pool.batch, pool.channels, pool.height, pool.width)
+        self.weight = self._random(dense.out_features, dense.in_features)
+        pixels = x.reshape(pool.batch, pool.channels, -1).astype("float64")
+        shares = []
+        for first in range(0, pool.channels, spec.group):
+            own = slice(first, first + spec.group)
+            for start in range(0, spec.chunks * spec.chunk_pixels, spec.chunk_pixels):
+                chunk = pixels[:, own, start : start + spec.chunk_pixels]
+                shares.append(chunk.sum(2) / pixels.shape[2] @ self.weight[:, own].T)
+        return [to_blocked(x, spec.lanes), self.weight], np.concatenate(shares, 1)
+
+    def _depthwise_squeeze(self, spec: DepthwiseSqueezeSpec):
+        first, y = self._conv(spec.depthwise)
+        shape = (spec.batch, spec.depthwise.out_channels, 1, spec.depthwise.out_pixels)
+        places = np.arange(y[0].size).reshape(1, *shape[1:])
+        x = np.empty_like(y)
+        x[:, to_blocked(places, spec.lanes)[0].astype("int64")] = y
+        (_, weight), self.beside = self._squeeze(spec.squeeze, x.reshape(shape))
+        return [*first, weight], y
 
     def _excite(self, spec: ExciteSpec):
         shares = self._random(spec.batch, spec.parts * spec.first.out_features)
@@ -210,6 +228,8 @@ class RoundedCase(Case):
     @property
     def unrounded(self) -> tuple[int, ...]:
         """Arguments that the kernel, or the packing of its weights, rounds."""
+        if isinstance(self.spec, SqueezeSpec | DepthwiseSqueezeSpec | ExciteSpec):
+            return ()  # never on tensor cores
         if self.spec.precision == "tf32":
             joint = isinstance(self.spec, SeparableSpec | ScaledSpec)
             return self.spec.weight_arguments[-1:] if joint else (0, 1)
@@ -223,16 +243,24 @@ class RoundedCase(Case):
 
     def kernel_error(self, emulator, code, pack_weight) -> float:
         """Largest distance beyond the result's own rounding, relative to the largest value."""
-        *dtypes, result = (str(p.ty.dtype) for p in plain.build(self.spec).params)
-        given = enumerate(zip(self.inputs, dtypes, strict=True))
+        dtypes = [str(p.ty.dtype) for p in plain.build(self.spec).params]
+        given = enumerate(zip(self.inputs, dtypes, strict=False))
         arguments = [self.argument(i, values, dtype) for i, (values, dtype) in given]
         for i in self.spec.weight_arguments:
             arguments[i] = pack_weight(arguments[i], i)
-        (got,) = run_function(emulator, code, arguments, [Buffer(self.expected.shape, result)])
-        distance = np.abs(got.astype("float64") - self.expected)
-        if got.dtype == np.float16:
-            distance = distance - np.maximum(np.abs(self.expected) * 2**-11, 2**-25)
-        return float(distance.max() / np.abs(self.expected).max())
+        expected = [*([] if self.beside is None else [self.beside]), self.expected]
+        types = dtypes[len(arguments) :]
+        buffers = [Buffer(e.shape, dtype) for e, dtype in zip(expected, types, strict=True)]
+        found = run_function(emulator, code, arguments, buffers)
+        return max(distance(*pair) for pair in zip(found, expected, strict=True))
+
+
+def distance(got: np.ndarray, expected: np.ndarray) -> float:
+    """Largest distance beyond the result's own rounding, relative to the largest value."""
+    difference = np.abs(got.astype("float64") - expected)
+    if got.dtype == np.float16:
+        difference = difference - np.maximum(np.abs(expected) * 2**-11, 2**-25)
+    return float(difference.max() / np.abs(expected).max())
 
 
 @pytest.fixture

@@ -20,7 +20,9 @@ from tvm_mobilenet.schedules.spec import (
     PRECISIONS,
     RELU,
     Activation,
+    ConvSpec,
     DenseSpec,
+    DepthwiseSqueezeSpec,
     ExciteSpec,
     PoolSpec,
     ScaledSpec,
@@ -33,6 +35,7 @@ EVERYTHING = bool(os.environ.get("ALL_CUDA_SHAPES"))
 NETWORKS = ("mobilenet_v3_large", "mobilenet_v3_small")
 EVERY_CASE = [(name, batch, p) for name in NETWORKS for batch in (1, 4) for p in PRECISIONS]
 HARDSIGMOID = Activation("hardsigmoid")
+OURS = (ScaledSpec, DepthwiseSqueezeSpec, ExciteSpec)  # of the networks
 
 
 def assert_right(rounded_case, specs, knobs=lambda rule, spec: rule.analytic(spec, TARGET)):
@@ -51,17 +54,36 @@ def assert_right(rounded_case, specs, knobs=lambda rule, spec: rule.analytic(spe
     assert not {name: error for name, error in errors.items() if not error < TOLERANCE}
 
 
-def gate(batch, channels, height, width, hidden, group, precision):
+def gate(batch, channels, height, width, hidden, group, precision, chunks=1):
+    """Both kernels, and the first with a depthwise convolution before."""
     first = DenseSpec(batch, channels, hidden, 4, RELU, precision)
     second = DenseSpec(batch, hidden, channels, 4, HARDSIGMOID, precision)
     pool = PoolSpec(batch, channels, height, width, 4, precision)
-    squeeze = SqueezeSpec(pool, first, group)
-    return [squeeze, ExciteSpec(first, second, squeeze.parts)]
+    squeeze = SqueezeSpec(pool, first, group, chunks)
+    stored = "float16" if precision == "float16" else "float32"
+    depthwise = ConvSpec(
+        *(batch, channels, 2 * height, width + 1, channels, (3, 3), (2, 1), (0, 1, 1, 0)),
+        groups=channels,
+        lanes=4,
+        activation=Activation("hardswish"),
+        precision=stored,
+    )
+    joint = DepthwiseSqueezeSpec(depthwise, squeeze)
+    return [squeeze, joint, ExciteSpec(first, second, squeeze.parts)]
 
 
-def test_gates_in_float16(rounded_case):
-    """Ragged channels and groups, a hidden layer of no whole float4, batch 3."""
-    assert_right(rounded_case, gate(3, 22, 5, 7, 9, 8, "float16"))
+@pytest.mark.parametrize("precision", ["float16", pytest.param("float32", marks=pytest.mark.slow)])
+def test_gates(precision, rounded_case):
+    """Ragged channels, groups and chunks, a hidden layer of no whole float4, batch 3."""
+    assert_right(rounded_case, gate(3, 22, 5, 7, 9, 8, precision, chunks=4))
+
+
+@pytest.mark.slow
+def test_wide_gates(rounded_case):
+    """More hidden values than threads, more threads than shares, and the other way round."""
+    assert_right(rounded_case, gate(1, 18, 19, 17, 300, 4, "float32"))
+    assert_right(rounded_case, gate(2, 64, 3, 3, 24, 32, "float32", chunks=2))
+    assert_right(rounded_case, gate(1, 40, 9, 9, 8, 4, "float16", chunks=8))
 
 
 @pytest.mark.slow
@@ -83,8 +105,8 @@ def test_layer_shapes(model, batch, precision, rounded_case):
     imported = frontend.load_model(model, batch=batch)
     joined, sites = join_operators(*lower_operators(imported.mod, 4, precision), target)
     specs = dict.fromkeys(spec_of(joined[name]) for name, _ in sites)
-    ours = [s for s in specs if isinstance(s, ScaledSpec | SqueezeSpec | ExciteSpec)]
+    ours = [s for s in specs if isinstance(s, OURS)]
     if not EVERYTHING:
         ours = [spec for spec in ours if spec.mult_adds <= 4e6]
-    assert {type(spec) for spec in ours} == {ScaledSpec, SqueezeSpec, ExciteSpec}
+    assert {type(spec) for spec in ours} == set(OURS)
     assert_right(rounded_case, ours)

@@ -1,8 +1,8 @@
 """Join operators that read each other's results, where a rule of the target wants it.
 
 Depthwise and pointwise convolution; channel scaling (squeeze-excite) and pointwise convolution;
-pooling and two dense layers (its gate), three operators that become two. What is joined has no
-other reader.
+pooling and two dense layers (its gate), three operators that become two, the first of which may
+compute the depthwise convolution before as well. What is joined away has no other reader.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ from tvm import relax
 from tvm_mobilenet.schedules import plain
 from tvm_mobilenet.schedules.base import gate, joins
 from tvm_mobilenet.schedules.spec import (
+    ConvSpec,
     DenseSpec,
+    DepthwiseSqueezeSpec,
     Joint,
     PoolSpec,
     ScaledSpec,
     ScaleSpec,
     SeparableSpec,
-    SqueezeSpec,
     to_json,
 )
 from tvm_mobilenet.targets import TargetSpec
@@ -47,6 +48,7 @@ class _Call:
 
     spec: Joint
     arguments: Sequence[Any]
+    sums: Any = None  # the variable in whose place a squeeze's sums are read
 
 
 @relax.expr_functor.mutator
@@ -59,6 +61,7 @@ class _Joining(relax.PyExprMutator):
         self._sites = {step.var: names for step, (_, names) in zip(own, call_sites, strict=True)}
         self._calls: dict[Any, _Call] = {}  # by the variable of the call that it replaces
         self._absorbed: set[Any] = set()
+        self._depthwise = {step.var: step for step in own if self._is_depthwise(step)}
         for step in own:
             if step.var not in self._calls and not self._plan_gate(step):
                 self._plan_pair(step)
@@ -74,6 +77,12 @@ class _Joining(relax.PyExprMutator):
             for step in own
             if step.var not in self._absorbed
         ]
+
+    def _is_depthwise(self, step: Step) -> bool:
+        """Whether it can be computed on the way, and its result is not the network's."""
+        spec = _spec(self._mod, step)
+        kind = isinstance(spec, ConvSpec) and spec.kind == "depthwise"
+        return kind and not spec.residual and step.var not in self._graph.returned
 
     def _plan_pair(self, step: Step) -> None:
         user = self._graph.sole_user(step.var)
@@ -93,17 +102,27 @@ class _Joining(relax.PyExprMutator):
         specs = [_spec(self._mod, step) for step in (pool, first, second)]
         if [type(spec) for spec in specs] != [PoolSpec, DenseSpec, DenseSpec]:
             return False
-        found = gate(specs[0], specs[1], specs[2], self._target)
+        (x,) = _arguments(pool)
+        before = self._depthwise.get(x)
+        depthwise = _spec(self._mod, before) if before else None
+        found = gate(depthwise, specs[0], specs[1], specs[2], self._target)
         if found is None:
             return False
         squeeze, excite = found
         weight, bias = _arguments(first)[1:]
-        self._calls[first.var] = _Call(squeeze, [*_arguments(pool), weight])
         self._calls[second.var] = _Call(excite, [first.var, bias, *_arguments(second)[1:]])
         self._absorbed.add(pool.var)
         product, *after = self._sites[first.var]
-        self._sites[first.var] = (*self._sites[pool.var], product)
+        squeezed = (*self._sites[pool.var], product)
         self._sites[second.var] = (*after, *self._sites[second.var])
+        if before is not None and isinstance(squeeze, DepthwiseSqueezeSpec):
+            self._calls[x] = _Call(squeeze, [*_arguments(before), weight], sums=first.var)
+            self._absorbed.add(first.var)
+            *own, result = self._sites[x]
+            self._sites[x] = (*own, *squeezed, result)  # the last names what is computed
+        else:
+            self._calls[first.var] = _Call(squeeze, [x, weight], sums=first.var)
+            self._sites[first.var] = squeezed
         return True
 
     def run(self) -> tvm.IRModule:
@@ -114,23 +133,32 @@ class _Joining(relax.PyExprMutator):
     def _function(self, spec: Joint) -> Any:
         key = to_json(spec)
         if key not in self._functions:
-            name = f"{spec.kind}_{len(self._functions)}"
+            name = f"{spec.kind.replace('-', '_')}_{len(self._functions)}"
             self._functions[key] = self.builder_.add_func(plain.build(spec), name)
         return self._functions[key]
 
     def visit_var_binding_(self, binding: Any) -> None:
         call = self._calls.get(binding.var)
         if call is None:
-            super().visit_var_binding_(binding)
+            if binding.var not in self._absorbed:
+                super().visit_var_binding_(binding)
             return
         function = self._function(call.spec)
-        out = self.builder_.get()[function].params[-1].ty
-        type_ = relax.TensorType([int(extent) for extent in out.shape], out.dtype)
-        value = relax.call_tir(function, relax.Tuple(call.arguments), type_)
-        if isinstance(call.spec, SqueezeSpec):  # another type: its reader gets another variable
-            self.set_var_remap(binding.var, self.builder_.emit(self.visit_expr(value)))
+        outputs = getattr(call.spec, "outputs", 1)
+        types = [
+            relax.TensorType([int(extent) for extent in param.ty.shape], param.ty.dtype)
+            for param in self.builder_.get()[function].params[-outputs:]
+        ]
+        value = relax.call_tir(function, relax.Tuple(call.arguments), types)
+        if call.sums is None:
+            super().visit_var_binding_(relax.VarBinding(binding.var, value))
             return
-        super().visit_var_binding_(relax.VarBinding(binding.var, value))
+        made = self.builder_.emit(self.visit_expr(value))
+        if outputs == 1:
+            self.set_var_remap(call.sums, made)
+        else:  # the sums and the map
+            self.set_var_remap(call.sums, self.builder_.emit(relax.TupleGetItem(made, 0)))
+            self.set_var_remap(binding.var, self.builder_.emit(relax.TupleGetItem(made, 1)))
 
 
 def _spec(mod: tvm.IRModule, step: Step) -> Any:

@@ -95,4 +95,6 @@ class _CallScheduled(relax.PyExprMutator):
         if result.pack_weight is not None:
             for i in spec.weight_arguments:
                 arguments[i] = relax.const(result.pack_weight(arguments[i].value.numpy(), i))
-        return relax.call_tir(self._functions[name], relax.Tuple(arguments), call.ty_args[0])
+        (out,) = call.ty_args
+        types = list(out.fields) if isinstance(out, relax.TupleType) else [out]
+        return relax.call_tir(self._functions[name], relax.Tuple(arguments), types)

@@ -112,6 +112,8 @@ def plan(main: Any, weights: Weights | None = None) -> Network:
                 tensors[variable] = tensors[value]
             elif isinstance(value, relax.Tuple):
                 tensors[variable] = [tensors[part] for part in value.fields]  # type: ignore[assignment]
+            elif isinstance(value, relax.TupleGetItem):
+                tensors[variable] = tensors[value.tuple_value][value.index]  # type: ignore[index]
             elif isinstance(getattr(value, "op", None), ir.GlobalVar):
                 numbers = [argument(each) for each in value.args]
                 network.calls.append((value.op.name_hint, numbers))

@@ -42,14 +42,19 @@ class NetworkEmulator:
     """
 
     def __init__(self, compiled: Compiled) -> None:
+        from tvm_mobilenet.compiler_pass.schedule_operators import spec_of
         from tvm_mobilenet.deploy.network import plan
 
         self._imported = compiled.imported
         self._network = plan(compiled.planned)
         self._results = [operator.result for operator in compiled.operators]
         self._functions = lower(compiled.kernels, compiled.target).functions
+        self._outputs = {
+            name: getattr(spec_of(kernel), "outputs", 1)
+            for name, kernel in compiled.kernels.items()
+        }
         self._names, self._others, self._steps = _steps(
-            self._network, self._functions, len(self._imported.inputs)
+            self._network, self._functions, self._outputs, len(self._imported.inputs)
         )
         gpu = compiled.target.gpu
         assert gpu is not None
@@ -91,7 +96,11 @@ class NetworkEmulator:
             if result and result.elements and feed[position]
         }
         _, others, steps = _steps(
-            self._network, self._functions, len(self._imported.inputs), replaced=fed
+            self._network,
+            self._functions,
+            self._outputs,
+            len(self._imported.inputs),
+            replaced=fed,
         )
         values = self._given(inputs)
         places, made = [], []
@@ -154,13 +163,15 @@ def _made(network: Network, position: int) -> str:
 def _steps(
     network: Network,
     functions: Mapping[str, HostCode],
+    outputs: Mapping[str, int],
     inputs: int,
     replaced: Mapping[int, str] = MappingProxyType({}),
 ) -> tuple[dict[int, str], dict[str, Buffer], list[Step]]:
     """By tensor the emulator's buffer, the buffers that the network writes, the launches.
 
-    inputs: how many of the first tensors are the network's. replaced: by the position of a call,
-    the buffer that is read for what it made.
+    outputs: how many of its last arguments each function writes. inputs: how many of the first
+    tensors are the network's. replaced: by the position of a call, the buffer that is read for its
+    result, the last of what it made.
     """
     names: dict[int, str] = {}
     others: dict[str, Buffer] = {}
@@ -179,18 +190,20 @@ def _steps(
 
     for position, (call, arguments) in enumerate(network.calls):
         code = functions[call]
-        buffers = [read(number, call) for number in arguments[:-1]]
-        output = arguments[-1]
-        tensor = network.tensors[output]
-        begin, end = _extent(tensor)
-        kept = [value for value in live if value.end <= begin or end <= value.begin]
-        if any(value.buffer in buffers for value in live if value not in kept):
-            raise ValueError(f"the memory plan lets {call} write over what it reads")
-        made = _made(network, position)
-        others[made] = Buffer(tensor.shape, tensor.dtype)
-        names[output] = replaced.get(position, made)
-        live = [*kept, _Value(names[output], begin, end)]
-        buffers.append(made)
+        first = len(arguments) - outputs[call]
+        buffers = [read(number, call) for number in arguments[:first]]
+        for output in arguments[first:]:
+            tensor = network.tensors[output]
+            begin, end = _extent(tensor)
+            kept = [value for value in live if value.end <= begin or end <= value.begin]
+            if any(value.buffer in buffers for value in live if value not in kept):
+                raise ValueError(f"the memory plan lets {call} write over what it reads")
+            result = output == arguments[-1]  # what an operator computes is its last argument
+            made = _made(network, position) if result else f"{call} {position} beside"
+            others[made] = Buffer(tensor.shape, tensor.dtype)
+            names[output] = replaced.get(position, made) if result else made
+            live = [*kept, _Value(names[output], begin, end)]
+            buffers.append(made)
         for i, temporary in enumerate(code.temporaries):
             buffers.append(f"{call} {position} temporary {i}")
             others[buffers[-1]] = temporary

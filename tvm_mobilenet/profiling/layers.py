@@ -28,6 +28,8 @@ def layer_kinds(operators: Sequence[str]) -> list[str]:
     for i, operator in enumerate(operators):
         if operator in ("pool", "squeeze"):
             pooling = i
+        elif operator == "depthwise-squeeze":
+            kinds[i], pooling = "depthwise", i + 1
         elif operator == "squeeze-excite" and pooling is not None:
             kinds[pooling : i + 1] = ["squeeze-excite"] * (i + 1 - pooling)
             pooling = None
