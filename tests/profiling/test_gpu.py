@@ -207,15 +207,17 @@ def test_every_step_runs_to_its_end_on_an_emulated_gpu_with_pytorch_and_the_pack
     assert list(steps) == [
         "parity small float32",
         "time small batch 1 float32",
+        "time small batch 1 float32, programmatic launches",
         "compare small batch 1 float32",
         "tune small batch 1 float32",
         "compare tuned small batch 1 float32",
     ]
-    parity, timed, compared, tuned, _ = steps.values()
+    parity, timed, early, compared, tuned, _ = steps.values()
     assert parity["graph_equals_launches"] and parity["summary"].startswith("parity passed")
     assert set(compared["back_to_back"]) == {"ours", "eager", "eager, CUDA graph"}
     assert compared["not_measured"]["torch.compile"] == "RuntimeError: no compiler for max-autotune"
-    assert "torch.compile" not in timed["not_measured"]
+    assert "torch.compile" not in timed["not_measured"] and "torch.compile" not in timed["single"]
+    assert early["summary"].startswith("parity passed") and early["back_to_back"]["ours"]
     assert compared["launches"] == 3
     written = out / "tuning_logs" / "cuda-sm90" / "records.jsonl"
     assert tuned["records"] == (len(read_records(written)) if written.exists() else 0)
