@@ -16,9 +16,8 @@ from .convolution import (
 )
 from .dense import DENSE
 from .depthwise import DEPTHWISE
-from .gate import EXCITE, SQUEEZE
 from .memory_bound import ELEMENTWISE, LAYOUT, POOL, SCALE
-from .squeeze_excite import SCALED, TENSOR_SCALED
+from .squeeze_excite import EXCITE, SCALED, SQUEEZE, TENSOR_SCALED
 
 RULES = (
     TENSOR_SEPARABLE,
