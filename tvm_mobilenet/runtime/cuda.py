@@ -108,16 +108,11 @@ class CudaModule(library.Module):
 
         Raises InputError when the driver refuses the code or the GPU's memory is full.
         """
-        import numpy as np
-
         try:
             self._fill(arrays)
             result = self._main(*self._inputs)
             outputs = [result] if isinstance(result, self._ffi.Tensor) else list(result)
-            for output in outputs:
-                array = np.empty(tuple(output.shape), str(output.dtype))
-                self._download(output, ctypes.c_void_p(array.ctypes.data), array.nbytes)
-                yield array
+            yield from map(self._read, outputs)
         except RuntimeError as error:
             raise InputError(f"the GPU cannot run it: {_first_line(error)}") from error
 
@@ -125,6 +120,17 @@ class CudaModule(library.Module):
         """A function that starts an inference on these inputs and does not wait for its end."""
         self._fill(arrays)
         return lambda: self._main(*self._inputs)
+
+    def inputs(self) -> list[np.ndarray]:
+        """What the inputs hold now: a single kernel may have results among them."""
+        return [self._read(tensor) for tensor in self._inputs]
+
+    def _read(self, tensor: Any) -> np.ndarray:
+        import numpy as np
+
+        array = np.empty(tuple(tensor.shape), str(tensor.dtype))
+        self._download(tensor, ctypes.c_void_p(array.ctypes.data), array.nbytes)
+        return array
 
     def _fill(self, arrays: Sequence[np.ndarray]) -> None:
         if not self._inputs:
