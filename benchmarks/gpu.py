@@ -1,16 +1,15 @@
 """Everything that needs a GPU, in one command, for a machine with Python, a driver and PyTorch.
 
-The machine needs a C++ compiler as well, which links a network's host code, and `NEEDED`.
-
     python benchmarks/gpu.py pack gpu.tar.xz --python 3.12      # with a network: what to carry
-    tar xf gpu.tar.xz && python gpu.py run -o out               # on the GPU machine
-    python benchmarks/gpu.py check                              # what needs no GPU
+    python -m tarfile -e gpu.tar.xz && python gpu.py run -o out # on the GPU machine
+    python gpu.py check                                         # what needs no GPU
 
 `run` proves every model on the GPU at every precision, holds the CUDA graph against single
 launches, times whole networks against PyTorch (eager in channels_last, the same under a CUDA graph,
-torch.compile) in turns and each kernel against the GPU's limits, and searches knobs. It writes
-OUT/gpu.json after each step, OUT/gpu.md, a page with date and device, and OUT/tuning_logs; started
-again, it goes on where it stopped, so that --limit can cut it.
+torch.compile) in turns and each kernel against the GPU's limits, and searches knobs, the most
+valuable first (`gpu_steps`). It writes OUT/gpu.json after each step, OUT/gpu.md, a page with
+date, device and what is reached of the goals, and OUT/tuning_logs; started again, it goes on where
+it stopped, so that --limit can cut it.
 """
 
 from __future__ import annotations

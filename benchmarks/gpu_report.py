@@ -41,7 +41,9 @@ def _cells(steps: dict[str, Any]) -> dict[str, dict[str, Any]]:
         for name, entry in steps.items():
             cell = name.removeprefix(f"{way} ")
             if cell != name and not cell.startswith("tuned ") and "back_to_back" in entry:
-                cells.setdefault(cell, entry | {"way": way})
+                proof = steps.get(f"parity {cell.partition(',')[0]}", {}).get("state") == "done"
+                proven = proof or way == "compare tuned" or "summary" in entry
+                cells.setdefault(cell, entry | {"way": way, "proven": proven})
     return cells
 
 
@@ -96,6 +98,7 @@ def _speed(cells: dict[str, dict[str, Any]]) -> list[str]:
         share = entry["speed_up_over_best_pytorch"]
         over = "-" if share is None else f"{share:.2f}"
         knobs = "tuned" if entry["way"] == _WAYS[0] else "shipped"
+        name += "" if entry["proven"] else " (**not proven**)"
         lines += [f"| {name} | {knobs} | {' | '.join(found)} | {over} | {entry['launches']} |"]
     return [*lines, ""]
 

@@ -34,9 +34,12 @@ def steps(args: argparse.Namespace, target: Any, logs: Path) -> Iterator[tuple[s
     first, *others = args.models
     for precision in precisions:
         for model in args.models:
-            yield f"parity {model} {precision}", _do(prove, model, precision, target)
+            cell = (model, 1, precision)
+            yield f"parity {_name(cell)}", _do(prove, *cell, target)
     cells = [(first, b, p) for b in args.batches if b in FIRST_BATCHES for p in precisions]
     for cell in cells:
+        if cell[1] != 1:
+            yield f"parity {_name(cell)}", _do(prove, *cell, target)
         yield f"time {_name(cell)}", _do(compare, *cell, target, with_compile=False)
     if target.gpu.capability >= targets.PROGRAMMATIC:
         early = dataclasses.replace(
@@ -53,6 +56,8 @@ def steps(args: argparse.Namespace, target: Any, logs: Path) -> Iterator[tuple[s
         for precision in precisions:
             for model in others if batch in FIRST_BATCHES else args.models:
                 cell = (model, batch, precision)
+                if batch != 1:
+                    yield f"parity {_name(cell)}", _do(prove, *cell, target)
                 yield f"compare {_name(cell)}", _do(compare, *cell, target)
     for precision in precisions:
         for model in others:
@@ -75,13 +80,13 @@ def _do(function: Callable[..., dict[str, Any]], *arguments: Any, **options: Any
     return functools.partial(function, *arguments, **options)
 
 
-def prove(model: str, precision: str, target: Any) -> dict[str, Any]:
+def prove(model: str, batch: int, precision: str, target: Any) -> dict[str, Any]:
     """Parity on the GPU; and the CUDA graph's outputs are those of single launches, to the bit."""
     from tvm_mobilenet import targets
     from tvm_mobilenet.profiling import gpu_network
 
     at = targets.at_precision(target, precision)
-    summary = gpu_network.prove(imported(model, 1), at, progress=print_error)
+    summary = gpu_network.prove(imported(model, batch), at, progress=print_error)
     return {"summary": summary, "graph_equals_launches": True}
 
 
@@ -114,7 +119,7 @@ def compare(
 
 def prove_and_time(model: str, batch: int, precision: str, target: Any) -> dict[str, Any]:
     """`compare` without torch.compile, of code that no `parity` step has proven."""
-    proven = prove(model, precision, target)
+    proven = prove(model, batch, precision, target)
     found = compare(model, batch, precision, target, with_compile=False)
     return {"summary": proven["summary"], **found}
 

@@ -205,7 +205,7 @@ def test_every_step_runs_to_its_end_on_an_emulated_gpu_with_pytorch_and_the_pack
     document = json.loads((out / "gpu.json").read_text())
     steps = document["steps"]
     assert list(steps) == [
-        "parity small float32",
+        "parity small batch 1 float32",
         "time small batch 1 float32",
         "time small batch 1 float32, programmatic launches",
         "compare small batch 1 float32",
@@ -353,4 +353,4 @@ def test_dry_run_without_a_gpu() -> None:
     document = json.loads(done.stdout)
     assert document["missing"] == [] and min(document["launches"].values()) >= 10
     assert list(document["launches"]) == ["float32", "tf32", "float16"]
-    assert len(document["steps"]) == 3 + 5 * 3 + 3
+    assert len(document["steps"]) == 3 + 5 * 3 + 2 * 3
