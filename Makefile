@@ -19,8 +19,8 @@ test: lint ## lint, types and every test
 	@$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 test-gpu: setup ## on a machine with a GPU: proof, kernels against its limits, tuning, PyTorch
-	@$(BIN)/python -m pytest -m cuda
-	@$(BIN)/python benchmarks/gpu.py run --output gpu-results
+	@$(BIN)/python -m pytest -m cuda; tested=$$?; \
+	    $(BIN)/python benchmarks/gpu.py run --output gpu-results && exit $$tested
 
 lint: setup ## ruff and mypy
 	@echo "== ruff"
