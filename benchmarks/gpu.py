@@ -19,6 +19,7 @@ import importlib.util
 import json
 import sys
 import tempfile
+from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
 
@@ -39,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     _prepare(args)
     if code := _say(_missing_packages()):
         return code
-    work = partial(_do_steps, args, now())
+    work = partial(in_a_line, partial(_do_steps, args, now()))
     return in_processes(work, args.output, args.limit, args.step_limit)
 
 
@@ -167,9 +168,17 @@ def check(args: argparse.Namespace) -> int:
     return 0
 
 
-def names(text: str) -> list[str]:
-    """argparse type: names with commas between them."""
-    return [part.strip() for part in text.split(",")]
+def names_of(known: Collection[str]) -> Callable[[str], list[str]]:
+    """argparse type: some of these names, with commas between them."""
+
+    def parse(text: str) -> list[str]:
+        asked = [part.strip() for part in text.split(",")]
+        for name in asked:
+            if name not in known:
+                raise argparse.ArgumentTypeError(f"no '{name}'; there are {', '.join(known)}")
+        return asked
+
+    return parse
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -187,11 +196,11 @@ def main(argv: list[str] | None = None) -> int:
         command.add_argument("-o", "--output", type=Path, default=Path("gpu-results"))
         command.add_argument("--carried", type=Path, metavar="FILE", help="what `pack` wrote")
         command.add_argument("--target", help="default: cuda-sm of the GPU that is here")
-        command.add_argument("--models", type=names, default=list(MODELS))
+        command.add_argument("--models", type=names_of(MODELS), default=list(MODELS))
         command.add_argument(
-            "--batches", type=lambda t: [int(n) for n in names(t)], default=BATCHES
+            "--batches", type=lambda t: [int(n) for n in t.split(",")], default=BATCHES
         )
-        command.add_argument("--precisions", type=names, default=list(PRECISIONS))
+        command.add_argument("--precisions", type=names_of(PRECISIONS), default=list(PRECISIONS))
         command.add_argument("--trials", type=int, default=24, help="knobs an operator")
         command.add_argument(
             "--tune-seconds", type=float, default=240, metavar="SECONDS", help="of one network"
@@ -203,11 +212,21 @@ def main(argv: list[str] | None = None) -> int:
             "--limit", type=float, metavar="SECONDS", help="end all after it; go on another time"
         )
     args = parser.parse_args(argv)
-    return (
-        pack(args.file, args.python, args.extra)
-        if args.command == "pack"
-        else {"run": run, "check": check}[args.command](args)
-    )
+    if args.command == "pack":
+        return in_a_line(partial(pack, args.file, args.python, args.extra))
+    return in_a_line(partial({"run": run, "check": check}[args.command], args))
+
+
+def in_a_line(work: Callable[[], int]) -> int:
+    """Do it; an error that a user can act on is told in a line, and gives its exit code."""
+    try:
+        return work()
+    except Exception as error:
+        code = getattr(error, "exit_code", None)  # of tvm_mobilenet.errors
+        if code is None:
+            raise
+        sys.stderr.write(f"{error}\n")
+        return int(code)
 
 
 if __name__ == "__main__":

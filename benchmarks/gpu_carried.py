@@ -60,15 +60,19 @@ def pack(file: Path, python: str, extra: Sequence[str]) -> int:
     extra: further wheels, NAME==VERSION. Returns the exit code: 3 when the file exists already, or
     is too large.
     """
-    if file.exists():
-        sys.stderr.write(f"{file}: exists; name another file\n")
+    if file.exists() or not file.parent.is_dir():
+        problem = "exists; name another file" if file.exists() else "its directory does not exist"
+        sys.stderr.write(f"{file}: {problem}\n")
         return 3
     same_python = python == f"{sys.version_info.major}.{sys.version_info.minor}"
     here = [name for name in WHEELS if same_python and _is_installed(name)]
     wanted = [name for name in WHEELS if name not in here]
     with tempfile.TemporaryDirectory(dir=file.parent) as folder:
-        _download(Path(folder), python, [*map(_release, wanted), *extra])
-        with _Archive(file) as archive:
+        if not _download(Path(folder), python, [*map(_release, wanted), *extra]):
+            sys.stderr.write(f"{file}: not written: pip has not all wheels for Python {python}\n")
+            return 3
+        made = Path(folder, file.name)
+        with _Archive(made) as archive:
             for name in SCRIPTS:
                 archive.add(name, (HERE / name).read_bytes())
             for name, path in _of_repository():
@@ -79,9 +83,10 @@ def pack(file: Path, python: str, extra: Sequence[str]) -> int:
                         archive.add(member, Path(str(file_.locate())).read_bytes())
             for wheel in sorted(Path(folder).glob("*.whl")):
                 with zipfile.ZipFile(wheel) as archived:
-                    for path in map(Path, archived.namelist()):
-                        if member := _member(path):
-                            archive.add(member, archived.read(path.as_posix()))
+                    for name in archived.namelist():
+                        if not name.endswith("/") and (member := _member(Path(name))):
+                            archive.add(member, archived.read(name))
+        made.rename(file)
     mib = file.stat().st_size / 2**20
     sys.stdout.write(f"{file}: {mib:.1f} MiB for Python {python}\n")
     sys.stdout.write(f"there: python -m tarfile -e {file.name} && python gpu.py run\n")
@@ -103,14 +108,15 @@ def _release(name: str) -> str:
     return f"{name}=={importlib.metadata.version(name)}" if _is_installed(name) else name
 
 
-def _download(folder: Path, python: str, wanted: Sequence[str]) -> None:
+def _download(folder: Path, python: str, wanted: Sequence[str]) -> bool:
+    """Whether pip, which says why not, has them all."""
     if not wanted:
-        return
+        return True
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "-d", str(folder)]
     command += ["--only-binary=:all:", "--python-version", python, "--implementation", "cp"]
     for platform in PLATFORMS:
         command += ["--platform", f"{platform}_x86_64"]
-    subprocess.run([*command, *wanted], check=True)
+    return subprocess.run([*command, *wanted]).returncode == 0
 
 
 def _of_repository() -> Iterator[tuple[str, Path]]:
