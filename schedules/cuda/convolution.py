@@ -194,11 +194,17 @@ class _Separable(Product):
         return predicted_clocks(problem, knobs, target.gpu, _taps(spec))
 
     def pays(self, spec: SeparableSpec, target: TargetSpec) -> bool:
-        return not on_tensor_cores(spec, target) and separable_pays(self, POINTWISE, spec, target)
+        second = TENSOR_POINTWISE if on_tensor_cores(spec, target) else POINTWISE
+        better = TENSOR_SEPARABLE.takes(spec, target)
+        return not better and separable_pays(self, second, spec, target)
 
 
 class _TensorSeparable(TensorProduct):
-    """The same on tensor cores; lanes that multiply a pixel for other channels compute it again."""
+    """The same on tensor cores; lanes that multiply a pixel for other channels compute it again.
+
+    In float16: four floats of a map take twice the registers, and ptxas spills the taps under way.
+    So a pair in tf32 is one kernel in float32, which is more exact, or two.
+    """
 
     # of a thread, sums and tiles of the map in a stage: the taps under way need registers, too
     MOST_SUMS, MOST_SUMS_SM_75, MOST_STAGED = 64, 32, 2
@@ -217,10 +223,11 @@ class _TensorSeparable(TensorProduct):
             and knobs.sums * knobs.pixels * knobs.depth <= both
         )
 
+    def takes(self, spec: Spec, target: TargetSpec) -> bool:
+        return spec.precision == "float16" and super().takes(spec, target)
+
     def pays(self, spec: SeparableSpec, target: TargetSpec) -> bool:
-        # in tf32 the taps under way take all registers: ptxas spills 288 bytes in V1 on sm_90
-        narrow = spec.precision == "float16"
-        return narrow and separable_pays(self, TENSOR_POINTWISE, spec, target)
+        return separable_pays(self, TENSOR_POINTWISE, spec, target)
 
 
 def depthwise_clocks(spec: ConvSpec, target: TargetSpec) -> float:

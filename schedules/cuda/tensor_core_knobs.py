@@ -27,8 +27,8 @@ EXPOSED = 0.1  # of each part: they do not overlap fully, and among equals the l
 # Clocks for the first loads and the epilogue; from a load to its value in L2.
 START, LATENCY = 1200, 300
 # Instructions of a load with its address and bounds; of a tap and four channels of a depthwise
-# convolution, where float16 is converted first (counted in what NVRTC makes for sm_90).
-LOAD_INSTRUCTIONS, TAP_INSTRUCTIONS = 4, {"tf32": 12, "float16": 14}
+# convolution in float16, which is converted first (counted in what NVRTC makes for sm_90).
+LOAD_INSTRUCTIONS, TAP_INSTRUCTIONS = 4, 14
 MOST_REGISTERS = 168  # of a thread, by estimate: no spills
 SHARED_BYTES = 48 * 1024  # static shared memory of a block
 
@@ -140,7 +140,7 @@ def predicted_clocks(
         l1 += 2 * work * 4 * knobs.shared_floats / L1_BYTES_PER_CLOCK
     if taps:
         vectors = warp_steps * knobs.pixels * TILE * FOURS
-        issue += vectors * taps * TAP_INSTRUCTIONS[precision] / (SCHEDULERS * WARP)
+        issue += vectors * taps * TAP_INSTRUCTIONS / (SCHEDULERS * WARP)
         # passes: of the map's four channels two in float16 and four in float32, of the weights one
         l1 += vectors / WARP * taps * (bytes_of_value + 1)
         # rows above and below come from L2 as well

@@ -188,7 +188,18 @@ def test_edge_shapes(rounded_case):
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_more_edge_shapes(precision, rounded_case):
     edges = [*FEW_EDGES, *MORE_EDGES][:: 2 if precision == "tf32" else 1]
-    assert_right(rounded_case, [at_precision(spec, precision) for spec in edges])
+    specs = [at_precision(spec, precision) for spec in edges]
+    assert_right(rounded_case, [spec for spec in specs if on_tensor_cores(spec)])
+
+
+def test_a_pair_in_tf32_is_the_kernel_of_float32():
+    """What one kernel saves is more than tensor cores do, where ptxas would spill beside them."""
+    pair = at_precision(MORE_EDGES[-2], "tf32")
+    exact = at_precision(pair, "float32")
+    assert exact.precision == "float32" and pair.precision == "tf32"
+    kernels = [base.schedule(spec, TARGET) for spec in (pair, exact)]
+    assert kernels[0].rule == kernels[1].rule == "cuda-separable"
+    assert base.fingerprint(kernels[0].function) == base.fingerprint(kernels[1].function)
 
 
 @pytest.mark.slow
@@ -334,7 +345,7 @@ def test_machine_code_for_every_architecture(name):
     target = targets.load(name)
     for precision in PRECISIONS[1 if name == "cuda-sm75" else 0 :]:
         specs = [at_precision(spec, precision) for spec in SPECS]
-        if precision == "tf32":  # where pairs stay two kernels, since the joint one would spill
+        if precision == "tf32":  # where pairs are not on tensor cores
             specs = [spec for spec in specs if not isinstance(spec, SeparableSpec)]
         scheduled = [(spec, base.schedule(spec, target)) for spec in specs]
         source = with_bounds(lowered(scheduled, target).source, scheduled)
