@@ -263,22 +263,27 @@ _HEADER = (
     "TUNED us",
     "KEPT",
 )
+_IN_NETWORK = ("IN NETWORK us", "TUNED us")
 
 
-def print_outcome(outcome: Outcome, made_for: str, digits: int = 1) -> None:
+def print_outcome(
+    outcome: Outcome, made_for: str, *, digits: int = 1, in_network: bool = True
+) -> None:
     """The table and what is to be said of the whole. made_for: what the records are for.
 
-    digits: of microseconds behind the point.
+    digits: of microseconds behind the point. in_network: whether operators were timed there.
     """
     from tvm_mobilenet.tuning.report import rows
 
+    columns = [c for c in _HEADER if in_network or c not in _IN_NETWORK]
     table = []
     for row in rows(outcome):
         kind, shape, count, share, trials, failed, *times, tuned = row
         shown = [f"{us:.{digits}f}" if us is not None else "-" for us in times]
         kept = "tuned" if tuned else "analytic"
-        table.append((count, kind, shape, f"{share:.1%}", trials, failed, *shown, kept))
-    print_table(_HEADER, table)
+        cells = (count, kind, shape, f"{share:.1%}", trials, failed, *shown, kept)
+        table.append([dict(zip(_HEADER, cells, strict=True))[column] for column in columns])
+    print_table(columns, table)
     write = sys.stdout.write
     for task in outcome.tasks:
         if task.first_failure:

@@ -51,5 +51,6 @@ def run(args: argparse.Namespace, target: TargetSpec) -> int:
     if args.json:
         emit_json("tune", {**payload(outcome), "precision": target.precision})
     else:
-        print_outcome(outcome, f"{outcome.setting.device}, {target.precision}", digits=2)
+        made_for = f"{outcome.setting.device}, {target.precision}"
+        print_outcome(outcome, made_for, digits=2, in_network=False)
     return 0
