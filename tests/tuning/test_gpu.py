@@ -6,6 +6,7 @@ The whole of it on emulated kernels is in `tests/profiling/test_gpu.py`.
 from __future__ import annotations
 
 import dataclasses
+import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -150,6 +151,25 @@ def test_a_candidate_that_fails_costs_itself_unless_the_gpu_died(
     with pytest.raises(InputError, match=r"stopped working: too many resources.*same command"):
         measured.measurer.measure(others[1:], lambda i, m: told.append(m), beside[1:])
     assert [m.error for m in told] == ["too many resources requested"]  # kept, and not tried again
+
+
+def test_an_interrupt_while_a_library_is_loaded_is_no_failure_of_its(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """TVM would turn the KeyboardInterrupt of a callback into an error of its own."""
+    loaded: list[str] = []
+
+    def module(*arguments: object) -> None:
+        signal.raise_signal(signal.SIGINT)
+        loaded.append("to its end")
+
+    monkeypatch.setattr(cuda, "CudaModule", module)
+    path = tmp_path / "1.so"
+    path.touch()
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        gpu_measure._load(SimpleNamespace(artifact_path=str(path)))
+    assert loaded == ["to its end"] and signal.getsignal(signal.SIGINT) is before
 
 
 @pytest.fixture

@@ -16,13 +16,16 @@ choice was measured first.
 from __future__ import annotations
 
 import shutil
+import signal
+import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from math import prod
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -314,7 +317,26 @@ def _load(library: Any) -> CudaModule:
     if library.artifact_path is None:
         raise InputError(first_line(library.error_msg))
     path = Path(str(library.artifact_path))
-    return CudaModule(path, file_digest(path), path.with_suffix(CODE))
+    with _interrupted_after():
+        return CudaModule(path, file_digest(path), path.with_suffix(CODE))
+
+
+@contextmanager
+def _interrupted_after() -> Iterator[None]:
+    """Ctrl-C waits: TVM asks Python for machine code, and what is raised there looks like a library
+    that cannot be loaded: a candidate that failed.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    pressed: list[tuple[int, FrameType | None]] = []
+    before = signal.signal(signal.SIGINT, lambda *arguments: pressed.append(arguments))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if pressed and callable(before):
+            before(*pressed[0])
 
 
 def _remove(library: Path) -> None:
