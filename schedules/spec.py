@@ -1,535 +1,72 @@
 """Operator specifications: what is computed, independent of how.
 
 A spec is frozen and has a stable JSON form, so that it can key tuning records and travel as a
-function attribute through the compiler.
-
-Blocked layout
---------------
-Activations between convolutions are flat arrays of shape ``(batch, C*H*W)``: blocks of ``lanes``
-channels (the target's vector width), each block stored as ``[H*W][lanes]``. The last block is
-*ragged*: it is only as wide as the channels that are left, so nothing is padded and the array has
-exactly ``C*H*W`` elements. For ``H*W == 1`` the blocked layout is the plain channel order.
+function attribute through the compiler. `single_spec` has those of single operators and says how
+activations lie in memory, `joint_spec` those of operators made of several.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, TypeAlias, get_args
+from typing import Any, TypeAlias
+
+from .joint_spec import (
+    DepthwiseSqueezeSpec,
+    ExciteSpec,
+    Joint,
+    ScaledSpec,
+    SeparableSpec,
+    SqueezeSpec,
+)
+from .single_spec import (
+    FLOAT_BYTES,
+    NONE,
+    PRECISIONS,
+    RELU,
+    RELU6,
+    Activation,
+    ConvSpec,
+    DenseSpec,
+    ElementwiseSpec,
+    LayoutSpec,
+    PoolSpec,
+    Precision,
+    ScaleSpec,
+    channel_blocks,
+    storage,
+    stored_bytes,
+)
+
+__all__ = [
+    "FLOAT_BYTES",
+    "NONE",
+    "PRECISIONS",
+    "RELU",
+    "RELU6",
+    "Activation",
+    "ConvSpec",
+    "DenseSpec",
+    "DepthwiseSqueezeSpec",
+    "ElementwiseSpec",
+    "ExciteSpec",
+    "Joint",
+    "LayoutSpec",
+    "PoolSpec",
+    "Precision",
+    "ScaleSpec",
+    "ScaledSpec",
+    "SeparableSpec",
+    "Spec",
+    "SqueezeSpec",
+    "channel_blocks",
+    "from_json",
+    "storage",
+    "stored_bytes",
+    "to_json",
+]
 
-FLOAT_BYTES = 4
-
-# float32: exact. tf32: float32 in memory, factors of products rounded to 10 bits of mantissa.
-# float16: activations and weights in memory; biases, sums and activation functions are float32.
-Precision: TypeAlias = Literal["float32", "tf32", "float16"]
-PRECISIONS: tuple[Precision, ...] = get_args(Precision)
-
-
-def storage(precision: Precision) -> str:
-    """Type of activations and weights in memory: ``float32`` or ``float16``."""
-    return "float16" if precision == "float16" else "float32"
-
-
-def stored_bytes(precision: Precision) -> int:
-    """Bytes of one activation or weight in memory."""
-    return 2 if storage(precision) == "float16" else FLOAT_BYTES
-
-
-@dataclass(frozen=True)
-class Activation:
-    """Element-wise function at the end of an operator.
-
-    ``name`` is one of ``none``, ``clip`` (``lower``, ``upper``; ReLU is ``clip(0, inf)``),
-    ``hardswish``, ``hardsigmoid`` (``clip(alpha*x + beta, 0, 1)``), ``sigmoid``.
-    """
-
-    name: str = "none"
-    lower: float = 0.0
-    upper: float = float("inf")
-    alpha: float = 1.0 / 6.0
-    beta: float = 0.5
-
-    NAMES: ClassVar[tuple[str, ...]] = ("none", "clip", "hardswish", "hardsigmoid", "sigmoid")
-
-    def __post_init__(self) -> None:
-        if self.name not in self.NAMES:
-            raise ValueError(f"unknown activation {self.name!r}; known: {', '.join(self.NAMES)}")
-
-    def __str__(self) -> str:
-        if self.name == "clip":
-            if (self.lower, self.upper) == (0.0, float("inf")):
-                return "relu"
-            if (self.lower, self.upper) == (0.0, 6.0):
-                return "relu6"
-            return f"clip[{self.lower:g},{self.upper:g}]"
-        return self.name
-
-
-NONE = Activation()
-RELU = Activation("clip")
-RELU6 = Activation("clip", upper=6.0)
-
-
-def channel_blocks(channels: int, lanes: int) -> list[int]:
-    """Widths of the blocks of the blocked layout, e.g. 24 channels of 16 lanes: ``[16, 8]``."""
-    full, tail = divmod(channels, lanes)
-    return [lanes] * full + ([tail] if tail else [])
-
-
-@dataclass(frozen=True)
-class ConvSpec:
-    """2-D convolution + bias (+ residual) + activation, float32.
-
-    Buffers, in call order: input ``(N, C, H, W)`` or blocked ``(N, C*H*W)`` as ``input_layout``
-    says; weight ``(O, C/groups, KH, KW)``; bias ``(O,)``; residual ``(N, O*OH*OW)`` blocked, only
-    if ``residual``; output ``(N, O*OH*OW)`` blocked. The activation is applied last.
-    """
-
-    batch: int
-    in_channels: int
-    in_height: int
-    in_width: int
-    out_channels: int
-    kernel: tuple[int, int] = (1, 1)
-    stride: tuple[int, int] = (1, 1)
-    padding: tuple[int, int, int, int] = (0, 0, 0, 0)  # top, left, bottom, right
-    dilation: tuple[int, int] = (1, 1)
-    groups: int = 1
-    lanes: int = 16
-    input_layout: str = "blocked"  # or "nchw"
-    activation: Activation = NONE
-    residual: bool = False
-    precision: Precision = "float32"
-
-    weight_arguments: ClassVar[tuple[int, ...]] = (1,)  # positions in the call
-
-    @property
-    def out_height(self) -> int:
-        return self._out(self.in_height, 0)
-
-    @property
-    def out_width(self) -> int:
-        return self._out(self.in_width, 1)
-
-    @property
-    def out_pixels(self) -> int:
-        """Of one image."""
-        return self.out_height * self.out_width
-
-    def _out(self, size: int, axis: int) -> int:
-        span = self.dilation[axis] * (self.kernel[axis] - 1) + 1
-        padded = size + self.padding[axis] + self.padding[axis + 2]
-        return (padded - span) // self.stride[axis] + 1
-
-    @property
-    def kind(self) -> str:
-        """``depthwise``, ``pointwise``, ``stem`` (reads the network's NCHW input) or ``conv``."""
-        if self.groups > 1:
-            return "depthwise"
-        if self.input_layout == "nchw":
-            return "stem"
-        if self.kernel == self.stride == (1, 1) and not any(self.padding):
-            return "pointwise"
-        return "conv"
-
-    @property
-    def mult_adds(self) -> int:
-        per_output = self.in_channels // self.groups * self.kernel[0] * self.kernel[1]
-        return self.batch * self.out_channels * self.out_height * self.out_width * per_output
-
-    @property
-    def min_bytes(self) -> int:
-        """Bytes moved if every tensor were read or written exactly once."""
-        inputs = self.batch * self.in_channels * self.in_height * self.in_width
-        outputs = self.batch * self.out_channels * self.out_height * self.out_width
-        per_output = self.in_channels // self.groups * self.kernel[0] * self.kernel[1]
-        weights = self.out_channels * per_output
-        stored = weights + outputs * (2 if self.residual else 1)
-        if self.input_layout != "nchw":  # that is float32, and so is the bias
-            stored, inputs = stored + inputs, 0
-        floats = inputs + self.out_channels
-        return stored_bytes(self.precision) * stored + FLOAT_BYTES * floats
-
-    def __str__(self) -> str:
-        text = (
-            f"{self.batch}x{self.in_channels}x{self.in_height}x{self.in_width}"
-            f"->{self.out_channels} {self.kernel[0]}x{self.kernel[1]}/{self.stride[0]}"
-        )
-        if self.residual:
-            text += " +res"
-        return text if self.activation == NONE else f"{text} {self.activation}"
-
-
-@dataclass(frozen=True)
-class SeparableSpec:
-    """A depthwise convolution and the pointwise one that alone reads its result.
-
-    Buffers, in call order: the depthwise one's input, weight and bias, the pointwise one's weight,
-    bias and, only if ``pointwise.residual``, residual; its output.
-    """
-
-    depthwise: ConvSpec
-    pointwise: ConvSpec
-
-    kind: ClassVar[str] = "separable"
-    weight_arguments: ClassVar[tuple[int, ...]] = (1, 3)
-
-    @property
-    def batch(self) -> int:
-        return self.depthwise.batch
-
-    @property
-    def lanes(self) -> int:
-        return self.depthwise.lanes
-
-    @property
-    def precision(self) -> Precision:
-        return self.pointwise.precision
-
-    @property
-    def mult_adds(self) -> int:
-        return self.depthwise.mult_adds + self.pointwise.mult_adds
-
-    @property
-    def min_bytes(self) -> int:
-        """Bytes moved if every tensor but the one between were read or written exactly once."""
-        outputs = self.depthwise.out_channels * self.depthwise.out_pixels
-        between = 2 * stored_bytes(self.depthwise.precision) * self.batch * outputs
-        return self.depthwise.min_bytes + self.pointwise.min_bytes - between
-
-    def __str__(self) -> str:
-        after = str(self.pointwise).partition("->")[2]
-        return f"{self.depthwise} ->{after}"
-
-
-@dataclass(frozen=True)
-class DenseSpec:
-    """Fully connected layer + activation: ``(N, I) x (O, I)^T + (O,) -> (N, O)``.
-
-    ``float32_output``: the result is float32 at float16, too, being the network's own.
-    """
-
-    batch: int
-    in_features: int
-    out_features: int
-    lanes: int = 16
-    activation: Activation = NONE
-    precision: Precision = "float32"
-    float32_output: bool = False
-
-    kind: ClassVar[str] = "dense"
-    weight_arguments: ClassVar[tuple[int, ...]] = (1,)
-
-    @property
-    def mult_adds(self) -> int:
-        return self.batch * self.in_features * self.out_features
-
-    @property
-    def min_bytes(self) -> int:
-        width, results = stored_bytes(self.precision), self.batch * self.out_features
-        stored = self.in_features * (self.out_features + self.batch)
-        result_width = FLOAT_BYTES if self.float32_output else width
-        return width * stored + result_width * results + FLOAT_BYTES * self.out_features
-
-    def __str__(self) -> str:
-        text = f"{self.batch}x{self.in_features}->{self.out_features}"
-        return text if self.activation == NONE else f"{text} {self.activation}"
-
-
-@dataclass(frozen=True)
-class PoolSpec:
-    """Global average pooling: blocked ``(N, C*H*W)`` -> ``(N, C)``, float32."""
-
-    batch: int
-    channels: int
-    height: int
-    width: int
-    lanes: int = 16
-    precision: Precision = "float32"
-
-    kind: ClassVar[str] = "pool"
-    weight_arguments: ClassVar[tuple[int, ...]] = ()
-    mult_adds: ClassVar[int] = 0
-
-    @property
-    def min_bytes(self) -> int:
-        width = stored_bytes(self.precision)
-        return width * self.batch * self.channels * (self.height * self.width + 1)
-
-    def __str__(self) -> str:
-        return f"{self.batch}x{self.channels}x{self.height}x{self.width}"
-
-
-@dataclass(frozen=True)
-class ScaleSpec:
-    """Multiply each channel by its own factor (the end of squeeze-excite), float32.
-
-    Buffers: blocked ``(N, C*H*W)``, factors ``(N, C)``, output blocked ``(N, C*H*W)``.
-    """
-
-    batch: int
-    channels: int
-    height: int
-    width: int
-    lanes: int = 16
-    activation: Activation = NONE
-    precision: Precision = "float32"
-
-    kind: ClassVar[str] = "squeeze-excite"
-    weight_arguments: ClassVar[tuple[int, ...]] = ()
-    mult_adds: ClassVar[int] = 0
-
-    @property
-    def min_bytes(self) -> int:
-        width = stored_bytes(self.precision)
-        return width * self.batch * self.channels * (2 * self.height * self.width + 1)
-
-    def __str__(self) -> str:
-        return f"{self.batch}x{self.channels}x{self.height}x{self.width}"
-
-
-@dataclass(frozen=True)
-class ScaledSpec:
-    """Channel scaling and the pointwise convolution that alone reads its result.
-
-    Buffers, in call order: the scaling's map and factors, the pointwise convolution's weight, bias
-    and, only if ``pointwise.residual``, residual; its output.
-    """
-
-    scale: ScaleSpec
-    pointwise: ConvSpec
-
-    kind: ClassVar[str] = "scaled"
-    weight_arguments: ClassVar[tuple[int, ...]] = (2,)
-
-    @property
-    def batch(self) -> int:
-        return self.pointwise.batch
-
-    @property
-    def lanes(self) -> int:
-        return self.pointwise.lanes
-
-    @property
-    def precision(self) -> Precision:
-        return self.pointwise.precision
-
-    @property
-    def mult_adds(self) -> int:
-        return self.pointwise.mult_adds
-
-    @property
-    def min_bytes(self) -> int:
-        """Bytes moved if every tensor but the scaled map were read or written exactly once."""
-        factors = self.batch * self.scale.channels
-        return self.pointwise.min_bytes + stored_bytes(self.scale.precision) * factors
-
-    def __str__(self) -> str:
-        return f"scaled {self.pointwise}"
-
-
-@dataclass(frozen=True)
-class SqueezeSpec:
-    """Global average pooling and its share in a dense layer (the start of squeeze-excite).
-
-    Of every ``group`` channels, and each of ``chunks`` equal pieces of the map, the means times
-    their weights: sums that `ExciteSpec` adds up. Buffers: the pooling's map, the dense layer's
-    weight, output ``(N, parts * O)`` in float32, ``parts`` of them behind each other, those of one
-    group in a row.
-    """
-
-    pool: PoolSpec
-    dense: DenseSpec  # its bias and activation come later
-    group: int
-    chunks: int = 1
-
-    kind: ClassVar[str] = "squeeze"
-    weight_arguments: ClassVar[tuple[int, ...]] = (1,)
-
-    @property
-    def parts(self) -> int:
-        return self.chunks * -(-self.pool.channels // self.group)
-
-    @property
-    def chunk_pixels(self) -> int:
-        """Of every piece of the map but the last, which may be smaller."""
-        return -(-self.pool.height * self.pool.width // self.chunks)
-
-    @property
-    def batch(self) -> int:
-        return self.pool.batch
-
-    @property
-    def lanes(self) -> int:
-        return self.pool.lanes
-
-    @property
-    def precision(self) -> Precision:
-        return self.dense.precision
-
-    @property
-    def mult_adds(self) -> int:
-        return self.dense.mult_adds
-
-    @property
-    def min_bytes(self) -> int:
-        width, sums = stored_bytes(self.precision), self.parts * self.dense.out_features
-        inputs = self.batch * self.pool.channels * self.pool.height * self.pool.width
-        weights = self.dense.in_features * self.dense.out_features
-        return width * (inputs + weights) + FLOAT_BYTES * self.batch * sums
-
-    def __str__(self) -> str:
-        return f"{self.pool}->{self.dense.out_features} in {self.parts}"
-
-
-@dataclass(frozen=True)
-class DepthwiseSqueezeSpec:
-    """A depthwise convolution and, of its result, what a `SqueezeSpec` gives.
-
-    Buffers: the convolution's input, weight and bias, the dense layer's weight; two outputs, the
-    sums and the convolution's result.
-    """
-
-    depthwise: ConvSpec
-    squeeze: SqueezeSpec
-
-    kind: ClassVar[str] = "depthwise-squeeze"
-    weight_arguments: ClassVar[tuple[int, ...]] = (1, 3)
-    outputs: ClassVar[int] = 2
-
-    @property
-    def batch(self) -> int:
-        return self.depthwise.batch
-
-    @property
-    def lanes(self) -> int:
-        return self.depthwise.lanes
-
-    @property
-    def precision(self) -> Precision:
-        return self.depthwise.precision
-
-    @property
-    def mult_adds(self) -> int:
-        return self.depthwise.mult_adds + self.squeeze.mult_adds
-
-    @property
-    def min_bytes(self) -> int:
-        """Bytes moved if every tensor were read or written exactly once."""
-        pool = self.squeeze.pool
-        pooled = stored_bytes(pool.precision) * pool.channels * pool.height * pool.width
-        return self.depthwise.min_bytes + self.squeeze.min_bytes - self.batch * pooled
-
-    def __str__(self) -> str:
-        return f"{self.depthwise} ->{str(self.squeeze).partition('->')[2]}"
-
-
-@dataclass(frozen=True)
-class ExciteSpec:
-    """The rest of a dense layer whose sums a `SqueezeSpec` gives in ``parts``, and the next one.
-
-    Buffers: the sums ``(N, parts * H)`` in float32, the first layer's bias, the second's weight and
-    bias; its output.
-    """
-
-    first: DenseSpec
-    second: DenseSpec
-    parts: int
-
-    kind: ClassVar[str] = "excite"
-    weight_arguments: ClassVar[tuple[int, ...]] = (2,)
-
-    @property
-    def batch(self) -> int:
-        return self.second.batch
-
-    @property
-    def lanes(self) -> int:
-        return self.second.lanes
-
-    @property
-    def precision(self) -> Precision:
-        return self.second.precision
-
-    @property
-    def mult_adds(self) -> int:
-        return self.second.mult_adds
-
-    @property
-    def min_bytes(self) -> int:
-        hidden = self.first.out_features
-        inputs = stored_bytes(self.precision) * self.batch * hidden
-        sums = FLOAT_BYTES * (self.batch * self.parts + 1) * hidden
-        return self.second.min_bytes - inputs + sums
-
-    def __str__(self) -> str:
-        first = f"{self.batch}x{self.parts}x{self.first.out_features} {self.first.activation}"
-        return f"{first} ->{str(self.second).partition('->')[2]}"
-
-
-@dataclass(frozen=True)
-class ElementwiseSpec:
-    """``activation(x)`` or ``activation(x op y)`` on equal shapes, whatever their layout.
-
-    Buffers: ``operands`` inputs and one output, each of ``shape``.
-    """
-
-    shape: tuple[int, ...]
-    op: str = "identity"  # or "add", "multiply"
-    lanes: int = 16
-    activation: Activation = NONE
-    precision: Precision = "float32"
-
-    kind: ClassVar[str] = "elementwise"
-    weight_arguments: ClassVar[tuple[int, ...]] = ()
-    mult_adds: ClassVar[int] = 0
-
-    @property
-    def operands(self) -> int:
-        return 1 if self.op == "identity" else 2
-
-    @property
-    def size(self) -> int:
-        return math.prod(self.shape)
-
-    @property
-    def min_bytes(self) -> int:
-        return stored_bytes(self.precision) * self.size * (self.operands + 1)
-
-    def __str__(self) -> str:
-        return f"{'x'.join(map(str, self.shape))} {self.op} {self.activation}"
-
-
-@dataclass(frozen=True)
-class LayoutSpec:
-    """Change of layout: ``pack`` NCHW ``(N, C, H, W)`` -> blocked, or ``unpack`` back."""
-
-    batch: int
-    channels: int
-    height: int
-    width: int
-    direction: str = "pack"  # or "unpack"
-    lanes: int = 16
-    precision: Precision = "float32"
-
-    kind: ClassVar[str] = "layout"
-    weight_arguments: ClassVar[tuple[int, ...]] = ()
-    mult_adds: ClassVar[int] = 0
-
-    @property
-    def min_bytes(self) -> int:
-        both = FLOAT_BYTES + stored_bytes(self.precision)  # outside of the network it is float32
-        return both * self.batch * self.channels * self.height * self.width
-
-    def __str__(self) -> str:
-        return f"{self.direction} {self.batch}x{self.channels}x{self.height}x{self.width}"
-
-
-# made of others
-Joint: TypeAlias = SeparableSpec | ScaledSpec | SqueezeSpec | DepthwiseSqueezeSpec | ExciteSpec
 Spec: TypeAlias = ConvSpec | DenseSpec | PoolSpec | ScaleSpec | ElementwiseSpec | LayoutSpec | Joint
 _CLASSES: Mapping[str, type] = {
     cls.__name__: cls

@@ -78,6 +78,20 @@ def test_gates(precision, rounded_case):
     assert_right(rounded_case, gate(3, 22, 5, 7, 9, 8, precision, chunks=4))
 
 
+def test_what_costs_more_than_a_launch_stays_apart():
+    """V3's head, whose every block would read a megabyte of shares; large batches; CPUs."""
+
+    def head(batch, hidden, target=TARGET):
+        first, second = DenseSpec(batch, 960, hidden, 4), DenseSpec(batch, hidden, 1000, 4)
+        return base.gate(None, PoolSpec(batch, 960, 7, 7, 4), first, second, target)
+
+    squeeze, excite = head(1, 240)
+    assert excite.parts == squeeze.parts > 1
+    assert head(1, 1280) is None
+    assert head(32, 240) is None
+    assert head(1, 240, targets.load("x86-64-v4")) is None
+
+
 @pytest.mark.slow
 def test_wide_gates(rounded_case):
     """More hidden values than threads, more threads than shares, and the other way round."""
