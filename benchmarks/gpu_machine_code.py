@@ -3,7 +3,7 @@
 A call, a jump or a load names its place by the distance to it, so that the same place is other
 bytes each time. Here each becomes the place's number in the file, most significant byte first, and
 those of calls, jumps, branches, pointers and data go to a stream each, as 7-Zip's BCJ2 does with
-calls and jumps. TVM's compiler, nearly all that `gpu_carried` packs, gets a seventh smaller than
+calls and jumps. TVM's compiler, nearly all that `gpu_carried` packs, gets a sixth smaller than
 with the filter for machine code that xz has.
 """
 
