@@ -309,10 +309,10 @@ def test_tune_is_interrupted_goes_on_and_records_on_an_emulated_gpu(
     assert all(entry.error is None and entry.setting == entries[0].setting for entry in entries)
     assert entries[0].setting["device"] == "emulated, on a CPU"
     assert any('"precision": "tf32"' in entry.operator for entry in entries)
-    # in invented times every other choice is faster than the analytic one, and so is the network
-    by_operator = {entry.operator: entry for entry in sorted(entries, key=seconds_of, reverse=True)}
-    tried = [entry.operator for entry in entries]
-    wanted = {o: e.knobs for o, e in by_operator.items() if tried.count(o) > 1}
+    # the analytic choice is the first one; in invented times the network gains as its operators do
+    analytic = {entry.operator: seconds_of(entry) for entry in reversed(entries)}
+    best = {entry.operator: entry for entry in sorted(entries, key=seconds_of, reverse=True)}
+    wanted = {o: e.knobs for o, e in best.items() if seconds_of(e) * 1.02 < analytic[o]}
     records = read_records(logs / "cuda-sm90" / "records.jsonl")
     assert {record.operator: record.knobs for record in records} == wanted != {}
     assert last.endswith(f"{len(records)} records written, for emulated, on a CPU, tf32")
