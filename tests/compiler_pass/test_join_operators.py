@@ -111,6 +111,9 @@ class SqueezeExcite(nn.Module):
             x = torch.relu(self.depthwise(x))
         hidden = torch.relu(self.first(x.mean((2, 3), keepdim=True)))
         scaled = x * nn.functional.hardsigmoid(self.second(hidden))
+        if self.reader == "another gate":
+            other = torch.relu(self.first(nn.functional.adaptive_avg_pool2d(x, 1)))
+            scaled = scaled * nn.functional.hardsigmoid(self.second(other))
         y = self.pointwise(scaled)
         if self.reader == "of the map":
             return y.mean((2, 3)) + scaled.mean()
@@ -123,6 +126,18 @@ class SqueezeExcite(nn.Module):
         ("none", ["depthwise_squeeze", "excite", "scaled", "pool"]),
         ("no depthwise", ["squeeze", "excite", "scaled", "pool"]),
         ("of the map", ["depthwise_squeeze", "excite", "squeeze_excite", "pointwise", "pool"]),
+        (
+            "another gate",
+            [
+                "depthwise_squeeze",
+                "excite",
+                "squeeze_excite",
+                "squeeze",
+                "excite",
+                "scaled",
+                "pool",
+            ],
+        ),
         ("of the layer", ["depthwise", "pool", "dense", "dense", "scaled", "pool"]),
     ],
 )

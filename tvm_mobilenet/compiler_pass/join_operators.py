@@ -103,7 +103,7 @@ class _Joining(relax.PyExprMutator):
         if [type(spec) for spec in specs] != [PoolSpec, DenseSpec, DenseSpec]:
             return False
         (x,) = _arguments(pool)
-        before = self._depthwise.get(x)
+        before = self._depthwise.pop(x, None)  # of several gates the first one computes it
         depthwise = _spec(self._mod, before) if before else None
         found = gate(depthwise, specs[0], specs[1], specs[2], self._target)
         if found is None:
