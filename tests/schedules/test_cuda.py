@@ -46,14 +46,14 @@ def specs(name: str, precision: Precision = "float32") -> list[Spec]:
         ("mobilenet_v1", "float32", 23),
         ("mobilenet_v2", "float32", 43),
         ("mobilenet_v3_large", "float32", 50),
-        ("mobilenet_v3_large", "tf32", 57),
+        ("mobilenet_v3_large", "tf32", 50),
         ("mobilenet_v3_large", "float16", 50),
     ],
 )
 def test_launches_of_an_inference(name: str, precision: Precision, most: int) -> None:
     found = specs(name, precision)
     assert len(found) <= most
-    assert precision == "tf32" or any(isinstance(spec, SeparableSpec) for spec in found)
+    assert any(isinstance(spec, SeparableSpec) for spec in found)
 
 
 POINTWISE = ConvSpec(1, 512, 14, 14, 512, lanes=4, activation=RELU6)
