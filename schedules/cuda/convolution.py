@@ -209,18 +209,27 @@ class _TensorSeparable(TensorProduct):
     # of a thread, sums and tiles of the map in a stage: the taps under way need registers, too
     MOST_SUMS, MOST_SUMS_SM_75, MOST_STAGED = 64, 32, 2
     ROOMY = (75, 80, 90, 100)  # on others ptxas spills 32 sums beside two tiles
+    # up to four stages are code without a loop, all of whose taps ptxas loads at its start
+    STRAIGHT, MOST_AHEAD = 4, 6  # stages, tiles of the map
 
     def _choices(self, spec: Any, target: TargetSpec) -> tuple[TensorKnobs, ...]:
         assert target.gpu is not None
         capability = target.gpu.capability
         most = self.MOST_SUMS if capability >= 80 else self.MOST_SUMS_SM_75
         both = most * self.MOST_STAGED if capability in self.ROOMY else 32
+        problem = template.problem_of(spec)
+
+        def ahead(knobs: TensorKnobs) -> int:
+            stages = knobs.stages(problem)
+            return knobs.pixels * knobs.depth * (stages if stages <= self.STRAIGHT else 1)
+
         return tuple(
             knobs
             for knobs in super()._choices(spec, target)
             if knobs.sums <= most
             and knobs.pixels * knobs.depth <= self.MOST_STAGED
             and knobs.sums * knobs.pixels * knobs.depth <= both
+            and ahead(knobs) <= self.MOST_AHEAD
         )
 
     def takes(self, spec: Spec, target: TargetSpec) -> bool:
