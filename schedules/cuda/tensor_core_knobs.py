@@ -30,6 +30,7 @@ START, LATENCY = 1200, 300
 # convolution in float16, which is converted first (counted in what NVRTC makes for sm_90).
 LOAD_INSTRUCTIONS, TAP_INSTRUCTIONS = 4, 14
 MOST_REGISTERS = 168  # of a thread, by estimate: no spills
+SPILLING = (2, 2, 2)  # pixels, channels, depth that need more than by estimate, on sm_80
 SHARED_BYTES = 48 * 1024  # static shared memory of a block
 
 
@@ -98,6 +99,7 @@ def _candidates(precision: Precision) -> Iterator[TensorKnobs]:
         knobs = TensorKnobs(*values)
         fits = 4 * knobs.shared_floats <= SHARED_BYTES
         fits = fits and knobs.registers(precision) <= MOST_REGISTERS
+        fits = fits and (knobs.pixels, knobs.channels, knobs.depth) != SPILLING
         if fits and 2 * WARP <= knobs.threads <= 8 * WARP:
             yield knobs
 
