@@ -166,10 +166,14 @@ def test_an_interrupt_while_a_library_is_loaded_is_no_failure_of_its(
     monkeypatch.setattr(cuda, "CudaModule", module)
     path = tmp_path / "1.so"
     path.touch()
-    before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt):
-        gpu_measure._load(SimpleNamespace(artifact_path=str(path)))
-    assert loaded == ["to its end"] and signal.getsignal(signal.SIGINT) is before
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in the background
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            gpu_measure._load(SimpleNamespace(artifact_path=str(path)))
+        found = signal.getsignal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert loaded == ["to its end"] and found is signal.default_int_handler
 
 
 @pytest.fixture
