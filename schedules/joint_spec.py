@@ -16,8 +16,31 @@ from .single_spec import (
 )
 
 
+class _Joint:
+    """Batch, lanes and, unless said otherwise, precision are those of one ``part``."""
+
+    part: ClassVar[str]
+
+    @property
+    def _part(self) -> ConvSpec | DenseSpec | PoolSpec:
+        found: ConvSpec | DenseSpec | PoolSpec = getattr(self, self.part)
+        return found
+
+    @property
+    def batch(self) -> int:
+        return self._part.batch
+
+    @property
+    def lanes(self) -> int:
+        return self._part.lanes
+
+    @property
+    def precision(self) -> Precision:
+        return self._part.precision
+
+
 @dataclass(frozen=True)
-class SeparableSpec:
+class SeparableSpec(_Joint):
     """A depthwise convolution and the pointwise one that alone reads its result.
 
     Buffers, in call order: the depthwise one's input, weight and bias, the pointwise one's weight,
@@ -27,16 +50,9 @@ class SeparableSpec:
     depthwise: ConvSpec
     pointwise: ConvSpec
 
+    part: ClassVar[str] = "depthwise"
     kind: ClassVar[str] = "separable"
     weight_arguments: ClassVar[tuple[int, ...]] = (1, 3)
-
-    @property
-    def batch(self) -> int:
-        return self.depthwise.batch
-
-    @property
-    def lanes(self) -> int:
-        return self.depthwise.lanes
 
     @property
     def precision(self) -> Precision:
@@ -59,7 +75,7 @@ class SeparableSpec:
 
 
 @dataclass(frozen=True)
-class ScaledSpec:
+class ScaledSpec(_Joint):
     """Channel scaling and the pointwise convolution that alone reads its result.
 
     Buffers, in call order: the scaling's map and factors, the pointwise convolution's weight, bias
@@ -69,20 +85,9 @@ class ScaledSpec:
     scale: ScaleSpec
     pointwise: ConvSpec
 
+    part: ClassVar[str] = "pointwise"
     kind: ClassVar[str] = "scaled"
     weight_arguments: ClassVar[tuple[int, ...]] = (2,)
-
-    @property
-    def batch(self) -> int:
-        return self.pointwise.batch
-
-    @property
-    def lanes(self) -> int:
-        return self.pointwise.lanes
-
-    @property
-    def precision(self) -> Precision:
-        return self.pointwise.precision
 
     @property
     def mult_adds(self) -> int:
@@ -99,7 +104,7 @@ class ScaledSpec:
 
 
 @dataclass(frozen=True)
-class SqueezeSpec:
+class SqueezeSpec(_Joint):
     """Global average pooling and its share in a dense layer (the start of squeeze-excite).
 
     Of every ``group`` channels, and each of ``chunks`` equal pieces of the map, the means times
@@ -113,6 +118,7 @@ class SqueezeSpec:
     group: int
     chunks: int = 1
 
+    part: ClassVar[str] = "pool"
     kind: ClassVar[str] = "squeeze"
     weight_arguments: ClassVar[tuple[int, ...]] = (1,)
 
@@ -124,14 +130,6 @@ class SqueezeSpec:
     def chunk_pixels(self) -> int:
         """Of every piece of the map but the last, which may be smaller."""
         return -(-self.pool.height * self.pool.width // self.chunks)
-
-    @property
-    def batch(self) -> int:
-        return self.pool.batch
-
-    @property
-    def lanes(self) -> int:
-        return self.pool.lanes
 
     @property
     def precision(self) -> Precision:
@@ -153,7 +151,7 @@ class SqueezeSpec:
 
 
 @dataclass(frozen=True)
-class DepthwiseSqueezeSpec:
+class DepthwiseSqueezeSpec(_Joint):
     """A depthwise convolution and, of its result, what a `SqueezeSpec` gives.
 
     Buffers: the convolution's input, weight and bias, the dense layer's weight; two outputs, the
@@ -163,21 +161,10 @@ class DepthwiseSqueezeSpec:
     depthwise: ConvSpec
     squeeze: SqueezeSpec
 
+    part: ClassVar[str] = "depthwise"
     kind: ClassVar[str] = "depthwise-squeeze"
     weight_arguments: ClassVar[tuple[int, ...]] = (1, 3)
     outputs: ClassVar[int] = 2
-
-    @property
-    def batch(self) -> int:
-        return self.depthwise.batch
-
-    @property
-    def lanes(self) -> int:
-        return self.depthwise.lanes
-
-    @property
-    def precision(self) -> Precision:
-        return self.depthwise.precision
 
     @property
     def mult_adds(self) -> int:
@@ -195,7 +182,7 @@ class DepthwiseSqueezeSpec:
 
 
 @dataclass(frozen=True)
-class ExciteSpec:
+class ExciteSpec(_Joint):
     """The rest of a dense layer whose sums a `SqueezeSpec` gives in ``parts``, and the next one.
 
     Buffers: the sums ``(N, parts * H)`` in float32, the first layer's bias, the second's weight and
@@ -206,20 +193,9 @@ class ExciteSpec:
     second: DenseSpec
     parts: int
 
+    part: ClassVar[str] = "second"
     kind: ClassVar[str] = "excite"
     weight_arguments: ClassVar[tuple[int, ...]] = (2,)
-
-    @property
-    def batch(self) -> int:
-        return self.second.batch
-
-    @property
-    def lanes(self) -> int:
-        return self.second.lanes
-
-    @property
-    def precision(self) -> Precision:
-        return self.second.precision
 
     @property
     def mult_adds(self) -> int:
