@@ -22,7 +22,7 @@ import numpy as np
 from tvm import tirx
 from tvm.tirx.script import builder as T
 
-from ..emit import Expr, activate, constant, prim_func, selected_bounds
+from ..emit import Buffer, Expr, activate, constant, prim_func, selected_bounds
 from ..spec import DenseSpec, Spec, storage
 from .gemm import result_type
 from .ir import (
@@ -107,13 +107,8 @@ def build(spec: DenseSpec, knobs: DenseKnobs) -> tirx.PrimFunc:
                 last = block * knobs.outputs + within
 
                 def write() -> None:
-                    T.buffer_store(sums, bias[last], [0])
-
-                    def gather(i: Expr) -> None:
-                        T.buffer_store(sums, sums[0] + memory[index * row + i], [0])
-
-                    unrolled(knobs.parts, gather)
-                    result = activate(sums[0], spec.activation, 1)
+                    result = add_parts(sums, bias[last], memory, index * row, knobs.parts)
+                    result = activate(result, spec.activation, 1)
                     T.buffer_store(y, cast(result, y), [image, last])
 
                 when(below(last, spec.out_features, grid * knobs.outputs), write)
@@ -124,6 +119,13 @@ def build(spec: DenseSpec, knobs: DenseKnobs) -> tirx.PrimFunc:
             launch(grid, knobs.outputs * knobs.parts, thread)
 
     return prim_func(buffers, body)
+
+
+def add_parts(total: Buffer, bias: Expr, memory: Buffer, first: Expr, parts: int) -> Expr:
+    """The bias and the sums of ``parts`` threads, which lie in a row from ``first`` on."""
+    T.buffer_store(total, bias, [0])
+    unrolled(parts, lambda i: T.buffer_store(total, total[0] + memory[first + i], [0]))
+    return total[0]
 
 
 def pack_weight(

@@ -20,7 +20,7 @@ from tvm.tirx.script import builder as T
 
 from ..emit import Expr, activate, constant, prim_func, selected_bounds
 from ..spec import ExciteSpec, storage
-from .dense import DenseKnobs
+from .dense import DenseKnobs, add_parts
 from .dense import pack_weight as pack_dense
 from .gemm import MIN_BLOCKS, REGISTERS_PER_SM, result_type
 from .ir import (
@@ -148,13 +148,8 @@ def build(spec: ExciteSpec, knobs: DenseKnobs) -> tirx.PrimFunc:
                 last = tile * knobs.outputs + thread
 
                 def write() -> None:
-                    T.buffer_store(total, bias[last], [0])
-
-                    def gather(i: Expr) -> None:
-                        T.buffer_store(total, total[0] + memory[thread * row + i], [0])
-
-                    unrolled(knobs.parts, gather)
-                    result = activate(total[0], spec.second.activation, 1)
+                    result = add_parts(total, bias[last], memory, thread * row, knobs.parts)
+                    result = activate(result, spec.second.activation, 1)
                     T.buffer_store(y, cast(result, y), [image, last])
 
                 when(below(last, features, grid * knobs.outputs), write)
