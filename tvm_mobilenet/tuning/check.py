@@ -64,7 +64,7 @@ def _verdict(job: Job, found: float | str) -> str | None:
     tolerance = TOLERANCE if exact else ROUNDED_TOLERANCE
     if found <= tolerance:  # NaN is not
         return None
-    return f"its numbers differ from the plain function's by {found:.1e} of the largest value"
+    return f"its numbers are off by {found:.1e} of the largest value"
 
 
 def error_here(job: Job) -> float:

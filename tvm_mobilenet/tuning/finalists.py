@@ -16,12 +16,12 @@ from tvm_mobilenet.tuning.check import Job
 from tvm_mobilenet.tuning.network import Choice, Network
 from tvm_mobilenet.tuning.records import InNetwork
 from tvm_mobilenet.tuning.search import TaskSearch
-from tvm_mobilenet.tuning.task import Candidate
+from tvm_mobilenet.tuning.task import Candidate, Task
 
 if TYPE_CHECKING:
     from tvm_mobilenet.frontend import ImportedModel
     from tvm_mobilenet.targets import TargetSpec
-    from tvm_mobilenet.tuning.device import Device
+    from tvm_mobilenet.tuning.device import Checker, Device
 
 FINALISTS = 3  # candidates of an operator that are tried inside the network
 # A finalist may be this much slower than the analytic choice alone: the network may like it better.
@@ -90,7 +90,8 @@ class Finalists:
         recorded: what an earlier run chose, here or in another network. It is a finalist whatever
         it takes alone, and what was chosen now must not be slower than it as a whole.
         """
-        sound, faults = self._sound(searches, recorded)
+        work = [(search.task, c) for search in searches for c in finalists(search, recorded)]
+        sound, faults = sound_finalists(work, self._target, self._device, self._info, self._warn)
         if not sound:
             return Settled(faults=tuple(faults))
         networks = [self._network({})]
@@ -132,25 +133,6 @@ class Finalists:
         networks = [self._network(choice) for choice in choices]
         return network.time_networks(networks, self._imported, self._device)
 
-    def _sound(
-        self, searches: Sequence[TaskSearch], recorded: Choice
-    ) -> tuple[dict[str, list[Candidate]], list[str]]:
-        """By operator the finalists whose numbers are right, best first; and what was wrong."""
-        work = [(search.task, c) for search in searches for c in finalists(search, recorded)]
-        if not work:
-            return {}, []
-        self._info(f"checking the numbers of {len(work)} finalists")
-        jobs = [Job(t.operator, c.rule.name, c.knobs, self._target) for t, c in work]
-        sound: dict[str, list[Candidate]] = {}
-        faults = []
-        for (task, candidate), fault in zip(work, check.faults(jobs, self._device), strict=True):
-            if fault is None:
-                sound.setdefault(task.operator, []).append(candidate)
-            else:
-                faults.append(f"{task.label}: {candidate.key}: {fault}")
-                self._warn(f"not recorded: {faults[-1]}")
-        return sound, faults
-
     def _network(self, choice: Choice) -> Network:
         if not choice and self._baseline is not None:
             return self._baseline
@@ -160,6 +142,29 @@ class Finalists:
         if not choice:
             self._baseline = compiled
         return compiled
+
+
+def sound_finalists(
+    work: Sequence[tuple[Task, Candidate]],
+    target: TargetSpec,
+    device: Checker,
+    info: Callable[[str], None],
+    warn: Callable[[str], None],
+) -> tuple[dict[str, list[Candidate]], list[str]]:
+    """By operator the finalists whose numbers are right, best first; and what was wrong."""
+    if not work:
+        return {}, []
+    info(f"checking the numbers of {len(work)} finalists")
+    jobs = [Job(task.operator, c.rule.name, c.knobs, target) for task, c in work]
+    sound: dict[str, list[Candidate]] = {}
+    faults = []
+    for (task, candidate), fault in zip(work, check.faults(jobs, device), strict=True):
+        if fault is None:
+            sound.setdefault(task.operator, []).append(candidate)
+        else:
+            faults.append(f"{task.label}: {candidate.key}: {fault}")
+            warn(f"not recorded: {faults[-1]}")
+    return sound, faults
 
 
 def raced(

@@ -16,9 +16,8 @@ import numpy as np
 
 from tvm_mobilenet.parity import samples
 from tvm_mobilenet.profiling import gpu, gpu_network
-from tvm_mobilenet.tuning import check, network
-from tvm_mobilenet.tuning.check import Job
-from tvm_mobilenet.tuning.finalists import FINALISTS, Settled, raced
+from tvm_mobilenet.tuning import network
+from tvm_mobilenet.tuning.finalists import FINALISTS, Settled, raced, sound_finalists
 from tvm_mobilenet.tuning.network import Choice, records_of
 from tvm_mobilenet.tuning.search import TaskSearch
 from tvm_mobilenet.tuning.task import Candidate
@@ -75,7 +74,10 @@ class GpuFinalists:
         chosen now must not be slower than it as a whole. Raises ParityError as `gpu_network.prove`;
         no record is written then.
         """
-        sound, faults = self._sound(searches, recorded)
+        work = [(search.task, c) for search in searches for c in finalists(search, recorded)]
+        sound, faults = sound_finalists(work, self._target, self._measurer, self._info, self._warn)
+        if sound:
+            self._info("timing finalists again, in turns with the analytic choice")
         tasks = {search.task.operator: search.task for search in searches}
         chosen: dict[str, Candidate] = {}
         earlier: dict[str, Candidate] = {}
@@ -100,24 +102,6 @@ class GpuFinalists:
             parity = gpu_network.prove(self._imported, self._target, records=records_of(chosen))
         beaten = tuple(op for op in {**sound, **recorded} if op not in chosen)
         return Settled(chosen, {}, beaten, race, tuple(faults), parity)
-
-    def _sound(
-        self, searches: Sequence[TaskSearch], recorded: Choice
-    ) -> tuple[dict[str, list[Candidate]], list[str]]:
-        """By operator the finalists whose numbers are right, best first; and what was wrong."""
-        work = [(search.task, c) for search in searches for c in finalists(search, recorded)]
-        if work:
-            self._info(f"checking the numbers of {len(work)} finalists, and timing them again")
-        jobs = [Job(t.operator, c.rule.name, c.knobs, self._target) for t, c in work]
-        sound: dict[str, list[Candidate]] = {}
-        faults = []
-        for (task, candidate), fault in zip(work, check.faults(jobs, self._measurer), strict=True):
-            if fault is None:
-                sound.setdefault(task.operator, []).append(candidate)
-            else:
-                faults.append(f"{task.label}: {candidate.key}: {fault}")
-                self._warn(f"not recorded: {faults[-1]}")
-        return sound, faults
 
     def _times(self, choices: Sequence[Choice]) -> np.ndarray:
         """Seconds of whole networks that take turns: (networks, blocks)."""
