@@ -41,7 +41,7 @@ def steps(args: argparse.Namespace, target: Any, logs: Path) -> Iterator[tuple[s
         if cell[1] != 1:
             yield f"parity {_name(cell)}", _do(prove, *cell, target)
         yield f"time {_name(cell)}", _do(compare, *cell, target, with_compile=False)
-    if target.gpu.capability >= targets.PROGRAMMATIC:
+    if target.gpu.capability >= targets.PROGRAMMATIC_CAPABILITY:
         early = dataclasses.replace(
             target, gpu=dataclasses.replace(target.gpu, programmatic_launch=True)
         )

@@ -167,7 +167,7 @@ class TargetSpec:
 
 
 _GPU = "gpu"  # the only table of a device's file
-PROGRAMMATIC = 90  # the least compute capability, times ten, of programmatic launches
+PROGRAMMATIC_CAPABILITY = 90  # the least compute capability, times ten, of programmatic launches
 _KEYS = {
     f.name: f.type
     for f in dataclasses.fields(TargetSpec)
@@ -299,8 +299,8 @@ def _check_gpu(file: TomlFile, gpu: GpuSpec) -> None:
         least = 0 if key in ("tf32_fma", "f16_fma") else 1
         if getattr(gpu, key) < least:
             raise file.error(key, f"must be at least {least}", _GPU)
-    if gpu.programmatic_launch and gpu.capability < PROGRAMMATIC:
-        raise file.error("programmatic_launch", f"needs sm_{PROGRAMMATIC}", _GPU)
+    if gpu.programmatic_launch and gpu.capability < PROGRAMMATIC_CAPABILITY:
+        raise file.error("programmatic_launch", f"needs sm_{PROGRAMMATIC_CAPABILITY}", _GPU)
     if gpu.shared_kib_per_block > gpu.shared_kib_per_sm:
         raise file.error("shared_kib_per_block", "must be at most shared_kib_per_sm", _GPU)
     if gpu.threads_per_block > gpu.threads_per_sm:

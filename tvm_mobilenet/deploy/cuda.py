@@ -94,10 +94,10 @@ def check_options(
         if arch.rstrip("af") not in known:
             tool = f"NVRTC {nvrtc.version()}"
             raise InputError(f"{tool} does not compile for '{arch}'; it knows {', '.join(known)}")
-        if target.gpu.programmatic_launch and _number(arch) < targets.PROGRAMMATIC:
+        if target.gpu.programmatic_launch and _number(arch) < targets.PROGRAMMATIC_CAPABILITY:
             raise InputError(
                 f"--arch {arch}: {target.source} says programmatic_launch, which needs "
-                f"sm_{targets.PROGRAMMATIC}; build for {arch} without it"
+                f"sm_{targets.PROGRAMMATIC_CAPABILITY}; build for {arch} without it"
             )
     return wanted
 

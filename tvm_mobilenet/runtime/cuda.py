@@ -153,13 +153,6 @@ class CudaModule(library.Module):
 
 
 @contextmanager
-def compiling(arch: str) -> Iterator[None]:
-    """TVM's question for machine code is answered by NVRTC, for that architecture."""
-    with _answering(lambda source: ptxas.compile_without_spills(source, arch)[1].code):
-        yield
-
-
-@contextmanager
 def _answering(answer: Callable[[str], bytes]) -> Iterator[None]:
     """TVM's question for machine code gets this answer; an older one comes back after."""
     ffi = library.tvm_ffi()
